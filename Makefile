@@ -1,0 +1,39 @@
+# The environment is .venv at the root, made on first use from constraints.txt.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: run test check stress bench clean
+
+# The shipped model with a quarter of its 192 experts in slots, and a prompt of its own world.
+run: $(STAMP)
+	@$(BIN)/sidestage run --slots 48 --prompt "Once upon a time there was a king who"
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+check: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest
+
+stress: $(STAMP)
+	$(BIN)/python -m pytest -m stress
+
+bench: $(STAMP)
+	$(BIN)/python -m pytest -m bench -s
+
+# Leaves the environment alone; remove .venv to have it made again.
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find protocol loader compute launch tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "sidestage needs Python 3.11 or newer: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@

@@ -1,0 +1,61 @@
+"""What every test stands on: one thread, no network, folders of its own, and a look for leftovers.
+
+`store_4bit` and `store_none` are stores of the shipped model, built once per session.
+"""
+
+import atexit
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+PRIVATE = Path(tempfile.mkdtemp(prefix="sst-"))
+os.environ["XDG_RUNTIME_DIR"] = str(PRIVATE / "run")
+os.environ["XDG_CACHE_HOME"] = str(PRIVATE / "cache")
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", str(PRIVATE / "hypothesis"))
+(PRIVATE / "run").mkdir(mode=0o700)
+atexit.register(shutil.rmtree, PRIVATE, ignore_errors=True)
+
+import pytest  # noqa: E402
+from leftovers import Leftovers  # noqa: E402
+
+SHIPPED_MODEL = Path(__file__).parents[1] / "launch" / "model"
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_behind() -> Iterator[None]:
+    """Fail a test after which a process, a socket folder or an arena of ours is still there."""
+    leftovers = Leftovers(PRIVATE / "run")
+    before = leftovers.look()
+    yield
+    left = leftovers.wait_until_only(before, timeout_s=5)
+    assert not left, f"left behind: {', '.join(sorted(left))}"
+
+
+@pytest.fixture(scope="session")
+def shipped_model() -> Path:
+    """The folder of the shipped checkpoint."""
+    return SHIPPED_MODEL
+
+
+@pytest.fixture(scope="session")
+def store_4bit() -> Path:
+    """A store of the shipped model, HQQ 4 bit in groups of 64, optimised."""
+    return _store("4")
+
+
+@pytest.fixture(scope="session")
+def store_none() -> Path:
+    """A store of the shipped model with its experts as they are."""
+    return _store("none")
+
+
+def _store(bits: str) -> Path:
+    from loader.convert import convert
+
+    folder = PRIVATE / f"store-{bits}"
+    convert(str(SHIPPED_MODEL), folder, bits=bits, group=64)
+    return folder
