@@ -1,0 +1,111 @@
+"""The folder in which a loader's sockets lie: private, short enough, and gone when nobody needs it.
+
+`$XDG_RUNTIME_DIR/sidestage/<pid>-<random>/`, else `<tmp>/sidestage-<uid>/<pid>-<random>/`, mode
+0700 and ours. Holds only the sockets `door` and `bus`; knows nothing of what they say.
+"""
+
+import contextlib
+import os
+import secrets
+import socket
+import stat
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+DOOR_NAME = "door"
+BUS_NAME = "bus"
+#: The longest path that a Unix socket's address holds, in bytes.
+MAX_SOCKET_PATH = 107
+
+_YOUNG_S = 60.0
+
+
+def create_folder() -> Path:
+    """A new private folder for one loader's sockets. Whoever asked removes it (`remove_folder`).
+
+    Removes, on the way, folders that crashed processes of this user left behind.
+    Raises ValueError when no place is private and short enough.
+    """
+    name = f"{os.getpid()}-{secrets.token_hex(4)}"
+    refusals = []
+    for base in _bases():
+        try:
+            _make_private(base)
+            remove_stale_folders(base)
+            prepare_folder(base / name)
+        except (OSError, ValueError) as error:
+            refusals.append(f"{base}: {error}")
+            continue
+        return base / name
+    raise ValueError(
+        f"no place for the loader's sockets ({'; '.join(refusals)}): "
+        f"set XDG_RUNTIME_DIR to a short path of yours"
+    )
+
+
+def prepare_folder(folder: Path) -> None:
+    """Make `folder` when it is missing; refuse one that others may enter or whose path is too long.
+
+    Raises ValueError.
+    """
+    length = len(os.fsencode(folder / DOOR_NAME))
+    if length > MAX_SOCKET_PATH:
+        raise ValueError(
+            f"the socket path {folder / DOOR_NAME} has {length} bytes, {MAX_SOCKET_PATH} are allowed: "
+            f"choose a shorter folder"
+        )
+    _make_private(folder)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove the sockets and then the folder, unless something foreign lies in it. Idempotent."""
+    for name in (DOOR_NAME, BUS_NAME):
+        (folder / name).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
+def remove_stale_folders(base: Path) -> None:
+    """Remove folders of dead processes: the maker is gone and nobody answers at the door."""
+    for folder in base.iterdir():
+        pid = folder.name.partition("-")[0]
+        if pid.isdecimal() and not Path("/proc", pid).exists() and _is_deserted(folder):
+            remove_folder(folder)
+
+
+def _bases() -> Iterator[Path]:
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    if runtime and os.path.isabs(runtime) and os.access(runtime, os.W_OK):
+        yield Path(runtime) / "sidestage"
+    for temporary in dict.fromkeys((tempfile.gettempdir(), "/tmp")):
+        yield Path(temporary) / f"sidestage-{os.getuid()}"
+    yield Path("/tmp") / f"sidestage-{os.getuid()}-{secrets.token_hex(4)}"
+
+
+def _make_private(folder: Path) -> None:
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        raise ValueError(f"{folder} is not a folder of user {os.getuid()}: choose another")
+    if found.st_mode & 0o077:
+        raise ValueError(f"{folder} is open to others (mode {found.st_mode & 0o777:o}): chmod it to 700")
+
+
+def _is_deserted(folder: Path) -> bool:
+    """Nobody listens at the folder's door. The maker may live in another pid namespace: ask, don't guess."""
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
+            probe.settimeout(0.1)
+            probe.connect(os.fspath(folder / DOOR_NAME))
+            return False
+    except ConnectionRefusedError:
+        return True
+    except FileNotFoundError:
+        with contextlib.suppress(FileNotFoundError):
+            return time.time() - folder.lstat().st_mtime > _YOUNG_S
+        return False
+    except OSError:
+        return False
