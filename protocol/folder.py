@@ -32,9 +32,7 @@ def create_folder() -> Path:
     refusals = []
     for base in _bases():
         try:
-            _make_private(base)
-            remove_stale_folders(base)
-            prepare_folder(base / name)
+            _create_within(base, name)
         except (OSError, ValueError) as error:
             refusals.append(f"{base}: {error}")
             continue
@@ -65,6 +63,8 @@ def remove_folder(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         folder.rmdir()
+        if folder.parent.name.startswith("sidestage"):
+            folder.parent.rmdir()  # the last one out; fails while others are in
 
 
 def remove_stale_folders(base: Path) -> None:
@@ -82,6 +82,17 @@ def _bases() -> Iterator[Path]:
     for temporary in dict.fromkeys((tempfile.gettempdir(), "/tmp")):
         yield Path(temporary) / f"sidestage-{os.getuid()}"
     yield Path("/tmp") / f"sidestage-{os.getuid()}-{secrets.token_hex(4)}"
+
+
+def _create_within(base: Path, name: str) -> None:
+    _make_private(base)
+    with contextlib.suppress(FileNotFoundError):
+        remove_stale_folders(base)
+        _make_private(base)
+        prepare_folder(base / name)
+        return
+    _make_private(base)  # somebody, the last one out, had just removed it
+    prepare_folder(base / name)
 
 
 def _make_private(folder: Path) -> None:
