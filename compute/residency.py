@@ -4,35 +4,25 @@ Pure bookkeeping over keys and slot numbers: it knows no bytes, no device, no cl
 loader. The live runtime and the replay share it, so their counters agree.
 
 A slot's life: FREE -> COMING (a fetch is on its way) -> RESIDENT -> FREE, by `access` or
-`speculate`, `landed` or `dropped`, and eviction. A speculative expert is on probation until its
-first use: its deadline gone by, it is the first to leave.
+`speculate`, `landed` or `dropped`, and eviction. A guess (an expert fetched ahead of need) is on
+probation until its first use: its deadline gone by, it is the first to leave. A guess's deadline
+has gone by as soon as `access` has looked up that layer-step.
 """
 
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, field
 from enum import Enum
 
+from compute.counters import ResidencyCounters
 from compute.policies.base import EvictionPolicy, FloatArray
+
+_NOBODY = -1
 
 
 class SlotState(Enum):
     FREE = "free"
     COMING = "coming"
     RESIDENT = "resident"
-
-
-@dataclass(slots=True)
-class Slot:
-    """One row of the table. `deadline` is the layer-step a speculative expert is meant for, else -1."""
-
-    index: int
-    state: SlotState = SlotState.FREE
-    key: int = -1
-    deadline: int = -1
-
-    @property
-    def is_speculative(self) -> bool:
-        return self.deadline >= 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,29 +45,6 @@ class Speculation:
 
 
 @dataclass(slots=True)
-class ResidencyCounters:
-    """Counted per (forward pass, layer, distinct expert); lookups = hits + late + misses."""
-
-    hits: int = 0
-    late: int = 0
-    misses: int = 0
-    evictions: int = 0
-    prefetch_issued: int = 0
-    prefetch_used: int = 0
-    prefetch_wasted: int = 0
-
-    @property
-    def lookups(self) -> int:
-        return self.hits + self.late + self.misses
-
-    @property
-    def miss_recall(self) -> float | None:
-        """Share of would-be misses that the prefetcher had asked for; None without prefetch."""
-        would_be = self.prefetch_used + self.misses
-        return self.prefetch_used / would_be if self.prefetch_issued and would_be else None
-
-
-@dataclass(slots=True)
 class Residency:
     """The slot table. `num_slots` is the cache's capacity, `top_k` bounds how much may be speculative."""
 
@@ -85,10 +52,16 @@ class Residency:
     top_k: int
     policy: EvictionPolicy
     counters: ResidencyCounters = field(default_factory=ResidencyCounters)
-    _slots: list[Slot] = field(init=False)
     _free: list[int] = field(init=False)
-    _slot_of: dict[int, Slot] = field(init=False, default_factory=dict)
-    _probation: dict[int, Slot] = field(init=False, default_factory=dict)
+    #: slot -> key
+    _key_in: list[int] = field(init=False)
+    #: key -> slot; an expert is in one of the two, or in none
+    _resident: dict[int, int] = field(init=False, default_factory=dict)
+    _coming: dict[int, int] = field(init=False, default_factory=dict)
+    #: key -> the layer-step it is meant for, of every guess on probation
+    _deadline: dict[int, int] = field(init=False, default_factory=dict)
+    #: slots whose fetch is on its way and cancelled
+    _cancelled: set[int] = field(init=False, default_factory=set)
 
     def __post_init__(self) -> None:
         if self.num_slots < self.top_k:
@@ -96,33 +69,71 @@ class Residency:
                 f"{self.num_slots} slots, but a token uses {self.top_k} experts at once: "
                 f"at least {self.top_k} slots are needed"
             )
-        self._slots = [Slot(index) for index in range(self.num_slots)]
         self._free = list(range(self.num_slots - 1, -1, -1))
+        self._key_in = [_NOBODY] * self.num_slots
 
     # --- asking ------------------------------------------------------------------------------
 
     def slot_of(self, key: int) -> int | None:
         """The slot that holds or awaits `key`."""
-        slot = self._slot_of.get(key)
-        return slot.index if slot else None
+        slot = self._resident.get(key)
+        return self._coming.get(key) if slot is None else slot
+
+    def key_in(self, index: int) -> int | None:
+        """The expert that a slot holds or awaits."""
+        key = self._key_in[index]
+        return None if key == _NOBODY else key
+
+    def state_of(self, index: int) -> SlotState:
+        key = self._key_in[index]
+        if key == _NOBODY:
+            return SlotState.FREE
+        return SlotState.COMING if key in self._coming else SlotState.RESIDENT
 
     def is_resident(self, key: int) -> bool:
-        slot = self._slot_of.get(key)
-        return slot is not None and slot.state is SlotState.RESIDENT
+        return key in self._resident
+
+    def is_on_probation(self, key: int) -> bool:
+        """Whether `key` is a guess that nobody has used yet, there or on its way."""
+        return key in self._deadline
+
+    def is_awaited(self, index: int) -> bool:
+        """Whether a layer-step waits for what is on its way to the slot: no guess, or no longer."""
+        key = self._key_in[index]
+        return key in self._coming and key not in self._deadline
 
     def resident_keys(self) -> set[int]:
-        return {key for key, slot in self._slot_of.items() if slot.state is SlotState.RESIDENT}
+        return set(self._resident)
 
     @property
-    def speculative_room(self) -> int:
-        """How many more experts may be prefetched: unused and in-flight ones stay within slots - top_k."""
-        return max(self.num_slots - self.top_k - len(self._probation), 0)
+    def num_used(self) -> int:
+        """Slots that hold or await an expert."""
+        return self.num_slots - len(self._free)
 
-    def overdue(self, clock: int) -> list[int]:
-        """Slots of prefetches still on their way although their layer-step (`clock`) has gone by."""
-        return [
-            s.index for s in self._probation.values() if s.deadline < clock and s.state is SlotState.COMING
-        ]
+    @property
+    def num_coming(self) -> int:
+        """Slots whose expert is on its way."""
+        return len(self._coming)
+
+    @property
+    def num_guesses_coming(self) -> int:
+        """Guesses on their way that nobody has cancelled."""
+        return sum(
+            key in self._deadline and slot not in self._cancelled for key, slot in self._coming.items()
+        )
+
+    def speculative_room(self, clock: int) -> int:
+        """How many more experts may be prefetched.
+
+        Guesses on their way and unused ones stay within slots - top_k; those whose deadline has
+        gone by do not count, as they leave for the next.
+        """
+        live = len(self._deadline) - len(self._expired(clock))
+        return max(self.num_slots - self.top_k - live, 0)
+
+    def wasted_now(self, clock: int) -> int:
+        """Guesses that landed in vain: evicted unused, or still there although their time is over."""
+        return self.counters.prefetch_wasted + len(self._expired(clock))
 
     # --- a layer-step ------------------------------------------------------------------------
 
@@ -130,42 +141,58 @@ class Residency:
         """Look up all of a layer-step's `keys` (distinct, ascending), then choose victims outside them.
 
         A step that needs more experts than there are slots evicts nobody: residents hit, free
-        slots are filled in order, the rest pass through without admission.
+        slots are filled in order, the rest pass through without admission. `probs` is for the
+        policy. Raises ValueError when the policy names a victim that it must not.
         """
+        resident = self._resident
         hits: list[tuple[int, int]] = []
-        late: list[tuple[int, int]] = []
-        missing: list[int] = []
+        absent: list[int] = []
         for key in keys:
-            slot = self._slot_of.get(key)
+            slot = resident.get(key)
             if slot is None:
-                missing.append(key)
-                continue
-            (hits if slot.state is SlotState.RESIDENT else late).append((key, slot.index))
-            if slot.is_speculative:
-                self._first_use(slot)
+                absent.append(key)
+            else:
+                hits.append((key, slot))
         self.counters.hits += len(hits)
-        self.counters.late += len(late)
-        self.counters.misses += len(missing)
-        evicted: list[tuple[int, int]] = []
-        if missing:
-            may_evict = len(keys) <= self.num_slots
-            evicted = self._make_room(len(missing), set(keys), clock, may_evict, spare_live=False)
-        num_admitted = min(len(missing), len(self._free))
-        admitted = [(key, self._occupy(key, deadline=-1)) for key in missing[:num_admitted]]
+        if self._deadline:
+            self._note_first_uses(keys)
+        access = self._admit(hits, absent, keys, clock) if absent else Access(hits, [], [], [], [])
         self.policy.on_access(layer, keys, probs)
-        return Access(hits, late, admitted, missing[num_admitted:], evicted)
+        return access
 
-    def speculate(self, wanted: Iterable[tuple[int, int]], held: Container[int], clock: int) -> Speculation:
+    def cancel_overdue(self, clock: int) -> list[int]:
+        """Slots of guesses still on their way although layer-step `clock` has shown them wrong or too late.
+
+        Each is named once; whoever asks must cancel its fetch.
+        """
+        if not self._deadline:
+            return []
+        coming, cancelled = self._coming, self._cancelled
+        overdue = [
+            coming[key] for key, deadline in self._deadline.items() if deadline <= clock and key in coming
+        ]
+        overdue = [slot for slot in overdue if slot not in cancelled]
+        cancelled.update(overdue)
+        return overdue
+
+    def speculate(self, wanted: Iterable[tuple[int, int]], held: Set[int], clock: int) -> Speculation:
         """Give slots to the (key, deadline) pairs of `wanted` that have none, most urgent first.
 
-        Nobody in `held` leaves for a guess, nor does a guess that is still ahead of its deadline.
+        A guess that is already there, or on its way, gets the later deadline. Nobody in `held`
+        leaves for a guess, nor does a guess that is still ahead of its deadline.
         """
-        fresh = [(key, deadline) for key, deadline in wanted if key not in self._slot_of]
-        fresh = fresh[: self.speculative_room]
+        fresh = {key: deadline for key, deadline in wanted if not self._renew(key, deadline)}
         if not fresh:
             return Speculation([], [])
-        evicted = self._make_room(len(fresh), held, clock, may_evict=True, spare_live=True)
-        coming = [(key, self._occupy(key, deadline)) for key, deadline in fresh[: len(self._free)]]
+        wanted_now = list(fresh)[: self.speculative_room(clock)]
+        excess = len(self._deadline) + len(wanted_now) - (self.num_slots - self.top_k)
+        evicted = self._evict(self._expired(clock, held)[: max(excess, 0)])
+        wanted_now = wanted_now[: self.num_slots - self.top_k - len(self._deadline)]
+        evicted += self._make_room(len(wanted_now), held, clock, spare_live=True)
+        coming = []
+        for key in wanted_now[: len(self._free)]:
+            self._deadline[key] = fresh[key]
+            coming.append((key, self._occupy(key, is_guess=True)))
         self.counters.prefetch_issued += len(coming)
         return Speculation(coming, evicted)
 
@@ -173,54 +200,93 @@ class Residency:
 
     def landed(self, index: int) -> None:
         """The bytes of the slot's expert are there."""
-        slot = self._slots[index]
-        assert slot.state is SlotState.COMING, slot
-        slot.state = SlotState.RESIDENT
+        key = self._key_in[index]
+        assert key in self._coming, (index, key)
+        self._resident[key] = self._coming.pop(key)
+        if self._cancelled:
+            self._cancelled.discard(index)
 
     def dropped(self, index: int) -> int:
-        """A cancelled fetch ended without bytes: the slot is free again. Returns its key."""
-        slot = self._slots[index]
-        assert slot.state is SlotState.COMING, slot
-        key = slot.key
-        self.policy.on_evict(key)
-        self._vacate(slot)
+        """A cancelled guess ended without bytes: its slot is free again. Returns its key."""
+        key = self._key_in[index]
+        assert key in self._coming and key in self._deadline, (index, key)
+        del self._coming[key], self._deadline[key]
+        self._cancelled.discard(index)
+        self.counters.prefetch_dropped += 1
+        self._vacate(key, index)
         return key
+
+    def ordered_again(self, index: int) -> int:
+        """The fetch of an awaited expert ended without bytes, and its slot is asked for again.
+
+        It had been cancelled before the layer-step wanted it, so it was a miss after all.
+        Returns its key.
+        """
+        assert self.is_awaited(index), (index, self._key_in[index])
+        if index in self._cancelled:
+            self._cancelled.discard(index)
+            self.counters.late -= 1
+            self.counters.misses += 1
+            self.counters.prefetch_used -= 1
+            self.counters.prefetch_dropped += 1
+        return self._key_in[index]
 
     # --- edges -------------------------------------------------------------------------------
 
-    def _first_use(self, slot: Slot) -> None:
-        slot.deadline = -1
-        del self._probation[slot.key]
-        self.counters.prefetch_used += 1
+    def _note_first_uses(self, keys: Sequence[int]) -> None:
+        for key in keys:
+            if self._deadline.pop(key, None) is not None:
+                self.counters.prefetch_used += 1
 
-    def _occupy(self, key: int, deadline: int) -> int:
-        slot = self._slots[self._free.pop()]
-        slot.state, slot.key, slot.deadline = SlotState.COMING, key, deadline
-        self._slot_of[key] = slot
-        if slot.is_speculative:
-            self._probation[key] = slot
-        self.policy.on_insert(key, slot.is_speculative)
-        return slot.index
+    def _admit(
+        self, hits: list[tuple[int, int]], absent: list[int], keys: Sequence[int], clock: int
+    ) -> Access:
+        """Sort `absent` into late ones and misses, and give the misses slots as far as there are any."""
+        late: list[tuple[int, int]] = []
+        missing = absent
+        if coming := self._coming:
+            late = [(key, coming[key]) for key in absent if key in coming]
+            missing = [key for key in absent if key not in coming]
+        self.counters.late += len(late)
+        self.counters.misses += len(missing)
+        may_evict = len(keys) <= self.num_slots
+        evicted = self._make_room(len(missing), set(keys), clock, spare_live=False) if may_evict else []
+        num_admitted = min(len(missing), len(self._free))
+        admitted = [(key, self._occupy(key, is_guess=False)) for key in missing[:num_admitted]]
+        return Access(hits, late, admitted, missing[num_admitted:], evicted)
 
-    def _vacate(self, slot: Slot) -> None:
-        del self._slot_of[slot.key]
-        self._probation.pop(slot.key, None)
-        slot.state, slot.key, slot.deadline = SlotState.FREE, -1, -1
-        self._free.append(slot.index)
+    def _renew(self, key: int, deadline: int) -> bool:
+        """Whether `key` has a slot; a guess that has one is wanted for `deadline` now."""
+        if key not in self._resident and key not in self._coming:
+            return False
+        if deadline > self._deadline.get(key, deadline) and self._coming.get(key) not in self._cancelled:
+            self._deadline[key] = deadline
+        return True
 
-    def _evict(self, key: int) -> tuple[int, int]:
-        slot = self._slot_of[key]
-        assert slot.state is SlotState.RESIDENT, slot
-        if slot.is_speculative:
-            self.counters.prefetch_wasted += 1
-        self.counters.evictions += 1
+    def _occupy(self, key: int, is_guess: bool) -> int:
+        slot = self._free.pop()
+        self._coming[key] = slot
+        self._key_in[slot] = key
+        self.policy.on_insert(key, is_guess)
+        return slot
+
+    def _vacate(self, key: int, index: int) -> None:
+        self._key_in[index] = _NOBODY
+        self._free.append(index)
         self.policy.on_evict(key)
-        self._vacate(slot)
-        return key, slot.index
 
-    def _make_room(
-        self, count: int, held: Container[int], clock: int, may_evict: bool, spare_live: bool
-    ) -> list[tuple[int, int]]:
+    def _evict(self, keys: list[int]) -> list[tuple[int, int]]:
+        evicted = []
+        for key in keys:
+            slot = self._resident.pop(key)
+            if self._deadline and self._deadline.pop(key, None) is not None:
+                self.counters.prefetch_wasted += 1
+            self._vacate(key, slot)
+            evicted.append((key, slot))
+        self.counters.evictions += len(evicted)
+        return evicted
+
+    def _make_room(self, count: int, held: Set[int], clock: int, spare_live: bool) -> list[tuple[int, int]]:
         """Evict until `count` slots are free, or nobody may leave.
 
         Order: guesses whose deadline has gone by, the policy's victims, and (unless `spare_live`)
@@ -228,31 +294,41 @@ class Residency:
         """
         evicted: list[tuple[int, int]] = []
         lacking = count - len(self._free)
-        if lacking <= 0:
-            return evicted
-        guesses = [s for k, s in self._probation.items() if s.state is SlotState.RESIDENT and k not in held]
-        evicted += [self._evict(s.key) for s in guesses if s.deadline < clock][:lacking]
-        lacking = count - len(self._free)
-        if lacking > 0 and may_evict:
-            unmovable = _Unmovable(held, self._slot_of)
-            evicted += [self._evict(key) for key in self.policy.choose_victims(lacking, unmovable)]
-            lacking = count - len(self._free)
-        if lacking > 0 and may_evict and not spare_live:
-            ahead = sorted((s for s in guesses if s.deadline >= clock), key=lambda s: -s.deadline)
-            evicted += [self._evict(s.key) for s in ahead[:lacking]]
+        if lacking > 0 and self._deadline:
+            evicted = self._evict(self._expired(clock, held)[:lacking])
+            lacking -= len(evicted)
+        if lacking > 0:
+            chosen = self._evict(self._victims(lacking, held))
+            evicted += chosen
+            lacking -= len(chosen)
+        if lacking > 0 and not spare_live:
+            evicted += self._evict(self._live_guesses(held)[:lacking])
         return evicted
 
+    def _victims(self, count: int, held: Set[int]) -> list[int]:
+        """The policy's choice, held to its contract: it may be a user's own."""
+        unmovable = held
+        if self._coming or self._deadline:
+            unmovable = {*held, *self._coming, *self._deadline}
+        victims = self.policy.choose_victims(count, unmovable)
+        distinct = set(victims)
+        is_legal = len(distinct) == len(victims) <= count and unmovable.isdisjoint(distinct)
+        if not is_legal or not distinct <= self._resident.keys():
+            raise ValueError(
+                f"{type(self.policy).__name__}.choose_victims named {victims} when asked for {count}: "
+                f"it must name up to {count} distinct resident experts outside `held`"
+            )
+        return victims
 
-@dataclass(frozen=True, slots=True)
-class _Unmovable:
-    """Keys a policy must not name: held by the caller, on their way, or on probation."""
+    def _expired(self, clock: int, held: Set[int] = frozenset()) -> list[int]:
+        """Guesses there but unused although their deadline has gone by, in the order they were made."""
+        resident = self._resident
+        return [
+            key
+            for key, deadline in self._deadline.items()
+            if deadline <= clock and key in resident and key not in held
+        ]
 
-    held: Container[int]
-    slot_of: dict[int, Slot]
-
-    def __contains__(self, key: object) -> bool:
-        if key in self.held:
-            return True
-        assert isinstance(key, int)
-        slot = self.slot_of[key]
-        return slot.state is not SlotState.RESIDENT or slot.is_speculative
+    def _live_guesses(self, held: Set[int]) -> list[int]:
+        guesses = [key for key in self._deadline if key in self._resident and key not in held]
+        return sorted(guesses, key=self._deadline.__getitem__, reverse=True)
