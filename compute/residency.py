@@ -9,7 +9,7 @@ probation until its first use: its deadline gone by, it is the first to leave. A
 has gone by as soon as `access` has looked up that layer-step.
 """
 
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Callable, Container, Iterable, Sequence, Set
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -52,6 +52,7 @@ class Residency:
     top_k: int
     policy: EvictionPolicy
     counters: ResidencyCounters = field(default_factory=ResidencyCounters)
+    _choose_admitted: Callable[[Sequence[int], int, Container[int]], list[int]] | None = field(init=False)
     _free: list[int] = field(init=False)
     #: slot -> key
     _key_in: list[int] = field(init=False)
@@ -69,6 +70,7 @@ class Residency:
                 f"{self.num_slots} slots, but a token uses {self.top_k} experts at once: "
                 f"at least {self.top_k} slots are needed"
             )
+        self._choose_admitted = getattr(self.policy, "choose_admitted", None)
         self._free = list(range(self.num_slots - 1, -1, -1))
         self._key_in = [_NOBODY] * self.num_slots
 
@@ -249,11 +251,29 @@ class Residency:
             missing = [key for key in absent if key not in coming]
         self.counters.late += len(late)
         self.counters.misses += len(missing)
-        may_evict = len(keys) <= self.num_slots
-        evicted = self._make_room(len(missing), set(keys), clock, spare_live=False) if may_evict else []
-        num_admitted = min(len(missing), len(self._free))
-        admitted = [(key, self._occupy(key, is_guess=False)) for key in missing[:num_admitted]]
-        return Access(hits, late, admitted, missing[num_admitted:], evicted)
+        evicted: list[tuple[int, int]] = []
+        newcomers = missing
+        if missing and len(keys) <= self.num_slots:
+            held = set(keys)
+            newcomers = self._newcomers(missing, held)
+            evicted = self._make_room(len(newcomers), held, clock, spare_live=False)
+        newcomers = newcomers[: len(self._free)]
+        admitted = [(key, self._occupy(key, is_guess=False)) for key in newcomers]
+        passing = [key for key in missing if key not in newcomers] if len(newcomers) < len(missing) else []
+        return Access(hits, late, admitted, passing, evicted)
+
+    def _newcomers(self, missing: list[int], held: Set[int]) -> list[int]:
+        """Those of `missing` that shall get a slot: all, unless the policy may let experts pass."""
+        if self._choose_admitted is None:
+            return missing
+        num_free = min(len(self._free), len(missing))
+        newcomers = self._choose_admitted(missing, num_free, self._unmovable(held))
+        if not set(newcomers) <= set(missing) or len(set(newcomers)) < len(newcomers):
+            raise ValueError(
+                f"{type(self.policy).__name__}.choose_admitted named {newcomers} out of {missing}: "
+                "it must name distinct experts of those"
+            )
+        return newcomers
 
     def _renew(self, key: int, deadline: int) -> bool:
         """Whether `key` has a slot; a guess that has one is wanted for `deadline` now."""
@@ -307,9 +327,7 @@ class Residency:
 
     def _victims(self, count: int, held: Set[int]) -> list[int]:
         """The policy's choice, held to its contract: it may be a user's own."""
-        unmovable = held
-        if self._coming or self._deadline:
-            unmovable = {*held, *self._coming, *self._deadline}
+        unmovable = self._unmovable(held)
         victims = self.policy.choose_victims(count, unmovable)
         distinct = set(victims)
         is_legal = len(distinct) == len(victims) <= count and unmovable.isdisjoint(distinct)
@@ -319,6 +337,12 @@ class Residency:
                 f"it must name up to {count} distinct resident experts outside `held`"
             )
         return victims
+
+    def _unmovable(self, held: Set[int]) -> Set[int]:
+        """`held`, what is on its way, and guesses: residency itself decides when those leave."""
+        if self._coming or self._deadline:
+            return {*held, *self._coming, *self._deadline}
+        return held
 
     def _expired(self, clock: int, held: Set[int] = frozenset()) -> list[int]:
         """Guesses there but unused although their deadline has gone by, in the order they were made."""

@@ -25,6 +25,8 @@ KNOWN: dict[str, str] = {
     "lfu": "compute.policies.lfu:Lfu",
     "lfu-aged": "compute.policies.lfu_aged:LfuAged",
     "least-stale": "compute.policies.least_stale:LeastStale",
+    "belady": "compute.policies.belady:Belady",
+    "belady-bypass": "compute.policies.belady_bypass:BeladyBypass",
 }
 
 #: Those of KNOWN that must be told the future: a replay can use them, a run cannot.

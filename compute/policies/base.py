@@ -39,7 +39,8 @@ class EvictionPolicy(Protocol):
         """One layer-step used `keys` (distinct, ascending; not all need be resident).
 
         `probs`: [num_experts], the router's distribution at this layer, averaged over the pass's
-        tokens; None where it is not known.
+        tokens; None where it is not known, NaN for each expert of which it is not known (a trace
+        that kept only the chosen ones).
         """
 
     def on_insert(self, key: int, is_speculative: bool) -> None:
@@ -50,3 +51,14 @@ class EvictionPolicy(Protocol):
 
     def choose_victims(self, count: int, held: Container[int]) -> list[int]:
         """Up to `count` resident keys outside `held`, the first to go first. Changes nothing."""
+
+
+class AdmissionPolicy(EvictionPolicy, Protocol):
+    """A policy that may serve an expert without keeping it. Asked before `choose_victims`."""
+
+    def choose_admitted(self, missing: Sequence[int], num_free: int, held: Container[int]) -> list[int]:
+        """Those of a layer-step's `missing` keys that shall get a slot; the others pass through.
+
+        `num_free` of them cost no victim. Not asked where a step needs more experts than there
+        are slots. Changes nothing.
+        """

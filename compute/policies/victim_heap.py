@@ -34,6 +34,9 @@ class VictimHeap:
     def remove(self, key: int) -> None:
         del self._live[key]
 
+    def priority(self, key: int) -> float:
+        return self._live[key][0]
+
     def scale(self, factor: float) -> None:
         """Multiply every priority by a positive factor; nobody's turn changes."""
         self._live = {key: (p * factor, clock, key) for key, (p, clock, _) in self._live.items()}

@@ -1,0 +1,129 @@
+"""Replay: what a cache under a policy would have made of a trace's layer-steps.
+
+Drives the very policy objects of the live runtime, in its order of calls, with nothing prefetched;
+the slot table is reduced to a set of keys, and a test proves that `Residency` counts the same.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Container, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from compute.policies import named
+from compute.policies.base import CacheShape, EvictionPolicy
+from compute.residency import Residency
+from compute.trace import LayerSteps
+
+#: Above this a set is asked faster than a list.
+LONG_STEP = 12
+
+
+class Scope(Enum):
+    """Who shares the slots: all layers one pool, or each layer a fixed share of its own."""
+
+    GLOBAL = "global"
+    LAYER = "layer"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Counted per (forward pass, layer, distinct expert); `seconds` is the replay's own time."""
+
+    lookups: int
+    misses: int
+    evictions: int
+    seconds: float
+
+    @property
+    def hits(self) -> int:
+        return self.lookups - self.misses
+
+    @property
+    def hit_rate(self) -> float:
+        return self.hits / self.lookups if self.lookups else 0.0
+
+    def __add__(self, other: Outcome) -> Outcome:
+        return Outcome(
+            self.lookups + other.lookups,
+            self.misses + other.misses,
+            self.evictions + other.evictions,
+            self.seconds + other.seconds,
+        )
+
+
+def num_slots_of(capacity: float, steps: LayerSteps, scope: Scope) -> int:
+    """Slots of one cache: `capacity` is a fraction of the experts it serves. Raises ValueError."""
+    if not 0.0 < capacity <= 1.0:
+        raise ValueError(f"capacity {capacity} is not a fraction of the experts, above 0 and at most 1")
+    num_layers = steps.num_layers if scope is Scope.GLOBAL else 1
+    return max(1, round(capacity * num_layers * steps.num_experts))
+
+
+def replay(steps: LayerSteps, policy: str, num_slots: int, scope: Scope = Scope.GLOBAL) -> Outcome:
+    """Replay under the policy of a spec (see `named`). `num_slots` are those of one cache.
+
+    Raises ValueError for a wrong spec, and for fewer slots than a token needs at once.
+    """
+    if scope is Scope.LAYER:
+        shares = [replay(steps.of_layer(layer), policy, num_slots) for layer in range(steps.num_layers)]
+        return sum(shares[1:], shares[0])
+    shape = CacheShape(steps.num_layers, steps.num_experts, steps.top_k, num_slots)
+    return drive(steps, named(policy, shape, steps.future), num_slots)
+
+
+def drive(steps: LayerSteps, policy: EvictionPolicy, num_slots: int) -> Outcome:
+    """Show `policy` every layer-step, and do as it says."""
+    begin = time.perf_counter()
+    cache = _Cache(policy, num_slots, steps.top_k)
+    resident, admit, on_access = cache.resident, cache.admit, policy.on_access
+    probs = None
+    for pass_ in steps.passes():
+        policy.begin_pass(pass_.num_tokens, pass_.is_new_sequence)
+        for step in pass_.steps:
+            layer, keys = step
+            missing = [key for key in keys if key not in resident]
+            if missing:
+                admit(keys, missing)
+            if policy.needs_probs:
+                probs = steps.probs(pass_.number, step)
+            on_access(layer, keys, probs)
+    return Outcome(steps.num_lookups, cache.misses, cache.evictions, time.perf_counter() - begin)
+
+
+class _Cache:
+    """The set of resident keys, and the rule of `Residency.access` for those that are missing."""
+
+    def __init__(self, policy: EvictionPolicy, num_slots: int, top_k: int) -> None:
+        Residency(num_slots, top_k, policy)  # refuses what the runtime refuses
+        self.resident: set[int] = set()
+        self.misses = 0
+        self.evictions = 0
+        self._num_slots = num_slots
+        self._num_free = num_slots
+        self._policy = policy
+        self._choose_admitted: Callable[[Sequence[int], int, Container[int]], list[int]] | None
+        self._choose_admitted = getattr(policy, "choose_admitted", None)
+
+    def admit(self, keys: list[int], missing: list[int]) -> None:
+        """Give slots to `missing`, at the cost of victims where need be."""
+        policy, resident = self._policy, self.resident
+        self.misses += len(missing)
+        if len(keys) <= self._num_slots:
+            held = keys if len(keys) <= LONG_STEP else set(keys)
+            if self._choose_admitted is not None:
+                missing = self._choose_admitted(missing, min(self._num_free, len(missing)), held)
+            lacking = len(missing) - self._num_free
+            if lacking > 0:
+                victims = policy.choose_victims(lacking, held)
+                for key in victims:
+                    resident.remove(key)
+                    policy.on_evict(key)
+                self.evictions += len(victims)
+                self._num_free += len(victims)
+        missing = missing[: self._num_free]
+        for key in missing:
+            resident.add(key)
+            policy.on_insert(key, False)
+        self._num_free -= len(missing)
