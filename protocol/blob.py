@@ -21,6 +21,16 @@ DTYPE_BYTES: Mapping[str, int] = {
     "float32": 4,
 }
 
+#: How quantized codes lie in a blob, by bits: planes, highest bits first, as (end of the segment's
+#: name, bits of the code in this plane). A byte of a plane holds one column of several rows: with p
+#: codes a byte, rows r, r + N/p, r + 2N/p, ... of a matrix [N, K] from the highest bits down.
+CODE_PLANES: Mapping[str, tuple[tuple[str, int], ...]] = {
+    "8": ((".q", 8),),
+    "4": ((".q", 4),),
+    "3": ((".q", 2), (".q1", 1)),
+    "2": ((".q", 2),),
+}
+
 
 def align_up(value: int, alignment: int) -> int:
     """The smallest multiple of `alignment` that is not below `value`."""

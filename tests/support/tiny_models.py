@@ -61,7 +61,7 @@ _SHAPES: dict[str, dict[str, Any]] = {
     },
     "deepseek_v2": {**_MLA, "topk_method": "greedy"},
     "deepseek_v3": {**_MLA, "q_lora_rank": 32, "n_group": 2, "topk_group": 1},
-    "gpt_oss": {"intermediate_size": 64, "num_local_experts": 4, "head_dim": 32, "sliding_window": 32},
+    "gpt_oss": {"intermediate_size": 192, "num_local_experts": 4, "head_dim": 32, "sliding_window": 32},
     "granitemoe": {"intermediate_size": 192, "num_local_experts": 4, "residual_multiplier": 0.5},
 }
 
@@ -84,12 +84,19 @@ def make_checkpoint(
     written the way the architecture publishes them (for gpt_oss that is the fused way).
     `max_shard_size` splits what is not fused; `overrides` replace entries of the configuration.
     """
-    config = transformers.AutoConfig.for_model(arch, **{**_COMMON, **_SHAPES[arch], **overrides})
-    model = random_model(config, seed).to(getattr(torch, dtype))
+    model = random_model(tiny_config(arch, **overrides), seed).to(getattr(torch, dtype))
     model.save_pretrained(folder, max_shard_size=max_shard_size)
     if fused:
         _rewrite_fused(model, folder)
     return folder
+
+
+def tiny_config(arch: str, **overrides: Any) -> PreTrainedConfig:
+    """The tiny configuration of `arch`."""
+    config: PreTrainedConfig = transformers.AutoConfig.for_model(
+        arch, **{**_COMMON, **_SHAPES[arch], **overrides}
+    )
+    return config
 
 
 def random_model(config: PreTrainedConfig, seed: int = 0) -> PreTrainedModel:
@@ -116,6 +123,8 @@ def _randomise(name: str, tensor: torch.Tensor, generator: torch.Generator) -> N
 
 def _rewrite_fused(model: PreTrainedModel, folder: Path) -> None:
     """Replace the weights that `save_pretrained` wrote by the model's own state, tied weights once."""
-    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
+    tied = set(model.all_tied_weights_keys)
     state = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
+    for written in (*folder.glob("*.safetensors"), *folder.glob("*.safetensors.index.json")):
+        written.unlink()
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})

@@ -1,0 +1,24 @@
+"""What a kernel is: a blob's bytes and the rows meant for its expert become the expert's output.
+
+A kernel knows a blob layout and the flags of the experts module; never slots, policies or routing.
+"""
+
+from typing import Protocol
+
+import torch
+from torch import nn
+
+
+class ExpertKernel(Protocol):
+    """Deterministic: the same rows and bytes give the same bits, wherever the blob lies."""
+
+    #: Names the kernel in reports and figures.
+    name: str
+
+    def __call__(self, module: nn.Module, blob: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """[n, H] from `rows` [n, H], before the routing weights; `blob` is uint8 [stride].
+
+        `module` is the experts module (its flags, gate, activation and post-expert norm are used,
+        its parameters are not). Callers pass all rows of an expert at once: splitting them may
+        change the last bits.
+        """
