@@ -42,7 +42,8 @@ class Asked:
 class Budget:
     """The plan. `num_frames` is the size of the arena, or of our share in one that is there: our quota.
 
-    `reason` says where `num_slots` comes from; `notices` are sentences for the user.
+    There is always a transit slot, but frames for them only where they can be needed. `reason`
+    says where `num_slots` comes from; `notices` are sentences for the user.
     """
 
     num_slots: int
@@ -114,17 +115,18 @@ def _plan_direct(manifest: Manifest, asked: Asked) -> Budget:
     """Slots are leased frames: what holds the frames bounds the slots."""
     room = _room_for_frames(manifest, asked, share=2)
     slots, transit = _fit(manifest, asked, room)
+    frames = slots + transit
     if asked.slots is None:
-        return Budget(slots, transit, slots + transit, _reason(manifest, slots, room), ())
+        return Budget(slots, max(transit, 1), frames, _reason(manifest, slots, room), ())
     notices = _slots_notices(manifest, asked.slots, slots)
     if slots < min(asked.slots, manifest.num_keys):
         if asked.ram is None and asked.free_frames is None:
             raise MemoryBudgetError(f"--slots is {asked.slots}, but {room.words}: pass fewer --slots")
         notices += (f"{room.words}, fewer than --slots {asked.slots} take: {slots} slots",)
-        return Budget(slots, transit, slots + transit, room.words, notices)
-    if asked.ram is not None and room.num_experts > slots + transit:
+        return Budget(slots, max(transit, 1), frames, room.words, notices)
+    if asked.ram is not None and room.num_experts > frames:
         notices += (f"--slots {asked.slots} is less than {room.words}: {slots} slots",)
-    return Budget(slots, transit, slots + transit, f"--slots {asked.slots}", notices)
+    return Budget(slots, max(transit, 1), frames, f"--slots {asked.slots}", notices)
 
 
 def _plan_emulated(manifest: Manifest, asked: Asked) -> Budget:
@@ -132,15 +134,18 @@ def _plan_emulated(manifest: Manifest, asked: Asked) -> Budget:
     stride = manifest.layout.stride
     pool = _share_of_memory(manifest, asked, share=1 if asked.slots else 4)
     slots, transit = _fit(manifest, asked, pool)
+    transit = max(transit, 1)
     room = _room_for_frames(manifest, asked, share=4)
     frames = min(room.num_experts, manifest.num_keys)
-    if asked.free_frames is not None:
-        frames = min(frames, slots + transit)
     if frames < min(MIN_LINKED_FRAMES, manifest.num_keys):
         raise MemoryBudgetError(f"{room.words}, at least {MIN_LINKED_FRAMES} are needed: {room.advice}")
-    if (slots + transit + (0 if asked.free_frames is not None else frames)) * stride > asked.free_bytes:
+    taken = slots + transit + frames
+    if asked.free_frames is not None:
+        frames = min(frames, slots + transit)
+        taken = slots + transit
+    if taken * stride > asked.free_bytes:
         raise MemoryBudgetError(
-            f"{slots} slots and {frames} frames take {format_size((slots + transit + frames) * stride)}, "
+            f"{slots} slots and {frames} frames take {format_size(taken * stride)}, "
             f"{format_size(asked.free_bytes)} are free: pass a smaller --ram or fewer --slots"
         )
     if asked.slots is None:

@@ -1,0 +1,73 @@
+"""Passes: who may run an offloaded model, and when a forward pass begins.
+
+One forward pass, and one `generate`, at a time; only while the stage is open, and only in the
+process that opened it. Knows transformers' calling habits; knows nothing of experts.
+"""
+
+import functools
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import ParamSpec, TypeVar
+
+import torch
+from transformers import Cache, PreTrainedModel
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Passes:
+    """The turnstile of one offloaded model. `begin_pass` is told (num_tokens, is_new_sequence)."""
+
+    def __init__(self, begin_pass: Callable[[int, bool], None]) -> None:
+        self._begin_pass = begin_pass
+        self._owner = os.getpid()
+        self._lock = threading.RLock()
+        self._is_closed = False
+
+    def guard(self, model: PreTrainedModel) -> None:
+        """From now on `model.forward` and `model.generate` come through here."""
+        model.forward = self._guarded(model.forward, announces=True)
+        if hasattr(model, "generate"):
+            model.generate = self._guarded(model.generate, announces=False)
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Alone, after all who came before. Raises RuntimeError after `close` or in a fork."""
+        if os.getpid() != self._owner:
+            raise RuntimeError(
+                f"this model was offloaded in process {self._owner} and cannot run in its fork "
+                f"{os.getpid()}: call `offload` in the process that runs the model"
+            )
+        with self._lock:
+            if self._is_closed:
+                raise RuntimeError("this offloaded model is closed: call `offload` again to run it")
+            yield
+
+    def close(self, timeout_s: float) -> None:
+        """Let nobody in any more, and wait for the pass that is under way; at most `timeout_s`."""
+        self._is_closed = True
+        if os.getpid() == self._owner and self._lock.acquire(timeout=timeout_s):
+            self._lock.release()
+
+    def _guarded(self, method: Callable[P, R], announces: bool) -> Callable[P, R]:
+        @functools.wraps(method)
+        def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
+            with self.turn():
+                if announces:
+                    self._begin_pass(*describe_pass(args, kwargs))
+                return method(*args, **kwargs)
+
+        return guarded
+
+
+def describe_pass(args: Sequence[object], kwargs: Mapping[str, object]) -> tuple[int, bool]:
+    """(number of tokens, whether a sequence begins) of a model's forward with these arguments."""
+    tokens = kwargs.get("input_ids", args[0] if args else None)
+    if tokens is None:
+        tokens = kwargs.get("inputs_embeds")
+    num_tokens = tokens.shape[:2].numel() if isinstance(tokens, torch.Tensor) else 0
+    past = kwargs.get("past_key_values")
+    return num_tokens, past is None or (isinstance(past, Cache) and int(past.get_seq_length()) == 0)

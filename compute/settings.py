@@ -1,0 +1,90 @@
+"""What `offload` was asked for, checked before anything is opened.
+
+Knows the rules between the settings, named as on the command line; knows no model and no machine.
+"""
+
+from dataclasses import dataclass
+
+from compute.cache_folder import Quantization
+from protocol.units import parse_rate, parse_size
+
+PREDICTORS = ("gate", "none")
+
+Size = int | str
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Sizes in bytes, `link` in bytes per second. None: not said. Raises ValueError with a sentence."""
+
+    quantization: Quantization
+    ram: int | None
+    slots: int | None
+    vram: int | None
+    arrangement: str
+    link: int | None
+    policy: str
+    predictor: str
+    lookahead: int
+    dtype: str
+    device: str
+    threads: int | None
+    connect: str | None
+
+    def __post_init__(self) -> None:
+        self._check_speculation()
+        self._check_memory()
+        if self.link is not None and self.arrangement != "emulated":
+            raise ValueError(
+                f"--link belongs to --arrangement emulated, not to {self.arrangement}: "
+                f"leave it out, or choose emulated"
+            )
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"--threads is {self.threads}; it must be at least 1")
+
+    def _check_speculation(self) -> None:
+        if self.predictor not in PREDICTORS:
+            raise ValueError(f"--predictor is {self.predictor!r}; allowed: {', '.join(PREDICTORS)}")
+        if self.lookahead < 0:
+            raise ValueError(f"--lookahead is {self.lookahead}; it must be 0 (off) or more")
+        if self.predictor == "none" and self.lookahead > 0:
+            raise ValueError(
+                f"--lookahead {self.lookahead} needs a predictor: "
+                f"leave --predictor none out, or pass --lookahead 0"
+            )
+
+    def _check_memory(self) -> None:
+        if self.vram is not None:
+            raise ValueError(
+                "--vram belongs to the arrangements with a CUDA device (staged, pinned), which this version "
+                "does not have: pass --slots instead"
+            )
+        if self.ram is not None and self.connect is not None:
+            raise ValueError(
+                "--ram sizes the arena of a loader that is started; with --connect it has its own"
+            )
+
+
+def layers_ahead(predictor: str, lookahead: int | None) -> int:
+    """The lookahead that applies when it was not said: one layer with the gate, else none."""
+    if lookahead is not None:
+        return lookahead
+    return 0 if predictor == "none" else 1
+
+
+def size_of(name: str, size: Size | None) -> int | None:
+    """Bytes of a SIZE. Raises ValueError naming the setting."""
+    try:
+        return None if size is None else parse_size(size)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+
+
+def rate_of(name: str, rate: Size | None) -> int | None:
+    """Bytes per second of a RATE. Raises ValueError naming the setting."""
+    if isinstance(rate, int):
+        rate = f"{rate}/s"
+    try:
+        return None if rate is None else parse_rate(rate)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
