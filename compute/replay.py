@@ -78,11 +78,14 @@ def drive(steps: LayerSteps, policy: EvictionPolicy, num_slots: int) -> Outcome:
     begin = time.perf_counter()
     cache = _Cache(policy, num_slots, steps.top_k)
     resident, admit, on_access = cache.resident, cache.admit, policy.on_access
+    on_step: Callable[[int], None] | None = getattr(policy, "on_step", None)
     probs = None
     for pass_ in steps.passes():
         policy.begin_pass(pass_.num_tokens, pass_.is_new_sequence)
         for step in pass_.steps:
             layer, keys = step
+            if on_step is not None:
+                on_step(layer)
             missing = [key for key in keys if key not in resident]
             if missing:
                 admit(keys, missing)

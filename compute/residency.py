@@ -53,6 +53,7 @@ class Residency:
     policy: EvictionPolicy
     counters: ResidencyCounters = field(default_factory=ResidencyCounters)
     _choose_admitted: Callable[[Sequence[int], int, Container[int]], list[int]] | None = field(init=False)
+    _on_step: Callable[[int], None] | None = field(init=False)
     _free: list[int] = field(init=False)
     #: slot -> key
     _key_in: list[int] = field(init=False)
@@ -71,6 +72,7 @@ class Residency:
                 f"at least {self.top_k} slots are needed"
             )
         self._choose_admitted = getattr(self.policy, "choose_admitted", None)
+        self._on_step = getattr(self.policy, "on_step", None)
         self._free = list(range(self.num_slots - 1, -1, -1))
         self._key_in = [_NOBODY] * self.num_slots
 
@@ -146,6 +148,8 @@ class Residency:
         slots are filled in order, the rest pass through without admission. `probs` is for the
         policy. Raises ValueError when the policy names a victim that it must not.
         """
+        if self._on_step is not None:
+            self._on_step(layer)
         resident = self._resident
         hits: list[tuple[int, int]] = []
         absent: list[int] = []
@@ -259,7 +263,8 @@ class Residency:
             evicted = self._make_room(len(newcomers), held, clock, spare_live=False)
         newcomers = newcomers[: len(self._free)]
         admitted = [(key, self._occupy(key, is_guess=False)) for key in newcomers]
-        passing = [key for key in missing if key not in newcomers] if len(newcomers) < len(missing) else []
+        entered = set(newcomers)
+        passing = [key for key in missing if key not in entered]
         return Access(hits, late, admitted, passing, evicted)
 
     def _newcomers(self, missing: list[int], held: Set[int]) -> list[int]:

@@ -53,6 +53,13 @@ class EvictionPolicy(Protocol):
         """Up to `count` resident keys outside `held`, the first to go first. Changes nothing."""
 
 
+class StepPolicy(EvictionPolicy, Protocol):
+    """A policy that wants to know in which layer it is asked for victims."""
+
+    def on_step(self, layer: int) -> None:
+        """A layer-step of `layer` begins; it ends with its `on_access`."""
+
+
 class AdmissionPolicy(EvictionPolicy, Protocol):
     """A policy that may serve an expert without keeping it. Asked before `choose_victims`."""
 
