@@ -24,9 +24,8 @@ class Asked:
     """What the user said, and what there is. Sizes in bytes; None: not said.
 
     `arrangement` is settled ("direct" or "emulated"). `free_bytes` is the memory that can be
-    taken now. `free_frames` is set when the arena is there already: the frames of a running
-    loader that no other client has reserved. `may_pass`: the policy may serve an expert without
-    keeping it, whatever room there is.
+    taken now. `free_frames` is set when the arena is there already: the frames of a running loader
+    that no other client has reserved.
     """
 
     arrangement: str
@@ -35,15 +34,14 @@ class Asked:
     free_bytes: int
     free_frames: int | None = None
     lookahead: int = 0
-    may_pass: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
     """The plan. `num_frames` is the size of the arena, or of our share in one that is there: our quota.
 
-    There is always a transit slot, but frames for them only where they can be needed. `reason`
-    says where `num_slots` comes from; `notices` are sentences for the user.
+    In direct, slots and transit slots are frames. `reason` says where `num_slots` comes from;
+    `notices` are sentences for the user.
     """
 
     num_slots: int
@@ -117,16 +115,16 @@ def _plan_direct(manifest: Manifest, asked: Asked) -> Budget:
     slots, transit = _fit(manifest, asked, room)
     frames = slots + transit
     if asked.slots is None:
-        return Budget(slots, max(transit, 1), frames, _reason(manifest, slots, room), ())
+        return Budget(slots, transit, frames, _reason(manifest, slots, room), ())
     notices = _slots_notices(manifest, asked.slots, slots)
     if slots < min(asked.slots, manifest.num_keys):
         if asked.ram is None and asked.free_frames is None:
             raise MemoryBudgetError(f"--slots is {asked.slots}, but {room.words}: pass fewer --slots")
         notices += (f"{room.words}, fewer than --slots {asked.slots} take: {slots} slots",)
-        return Budget(slots, max(transit, 1), frames, room.words, notices)
+        return Budget(slots, transit, frames, room.words, notices)
     if asked.ram is not None and room.num_experts > frames:
         notices += (f"--slots {asked.slots} is less than {room.words}: {slots} slots",)
-    return Budget(slots, max(transit, 1), frames, f"--slots {asked.slots}", notices)
+    return Budget(slots, transit, frames, f"--slots {asked.slots}", notices)
 
 
 def _plan_emulated(manifest: Manifest, asked: Asked) -> Budget:
@@ -134,7 +132,6 @@ def _plan_emulated(manifest: Manifest, asked: Asked) -> Budget:
     stride = manifest.layout.stride
     pool = _share_of_memory(manifest, asked, share=1 if asked.slots else 4)
     slots, transit = _fit(manifest, asked, pool)
-    transit = max(transit, 1)
     room = _room_for_frames(manifest, asked, share=4)
     frames = min(room.num_experts, manifest.num_keys)
     if frames < min(MIN_LINKED_FRAMES, manifest.num_keys):
@@ -155,31 +152,25 @@ def _plan_emulated(manifest: Manifest, asked: Asked) -> Budget:
 
 
 def _fit(manifest: Manifest, asked: Asked, room: _Room) -> tuple[int, int]:
-    """(slots, transit) within `room`: transit shrinks to one before --slots do.
+    """(slots, transit) within `room`: transit, never below one, shrinks before --slots do.
 
     Raises MemoryBudgetError when the smallest legal configuration does not fit.
     """
-    most = manifest.num_keys
     if asked.slots is not None:
-        target = min(asked.slots, most)
+        target = asked.slots
+    elif room.num_experts >= manifest.num_keys:
+        target = manifest.num_keys
     else:
-        needed_for_all = most + _transit_beside(manifest, asked, most)
-        target = most if room.num_experts >= needed_for_all else room.num_experts - NUM_TRANSIT
-    slots = max(target, manifest.top_k)
-    if room.num_experts < slots + min(_transit_beside(manifest, asked, slots), 1):
-        slots = room.num_experts - 1
+        target = max(room.num_experts - NUM_TRANSIT, manifest.top_k)
+    slots = min(target, manifest.num_keys, room.num_experts - 1)
     if slots < manifest.top_k:
-        least = manifest.top_k + min(_transit_beside(manifest, asked, manifest.top_k), 1)
+        least = manifest.top_k + 1
         raise MemoryBudgetError(
             f"{room.words}, at least {least} are needed ({format_size(least * manifest.layout.stride)}): "
             f"{room.advice}"
         )
-    return slots, min(_transit_beside(manifest, asked, slots), room.num_experts - slots)
-
-
-def _transit_beside(manifest: Manifest, asked: Asked, slots: int) -> int:
-    """How many transit slots are of use beside `slots`: none when every expert has a slot of its own."""
-    return min(NUM_TRANSIT, max(manifest.num_keys - slots, 1 if asked.may_pass else 0))
+    most_transit = min(NUM_TRANSIT, max(manifest.num_keys - slots, 1))
+    return slots, min(most_transit, room.num_experts - slots)
 
 
 def _room_for_frames(manifest: Manifest, asked: Asked, share: int) -> _Room:

@@ -38,7 +38,7 @@ def asked(arrangement: str = "direct", **settings: object) -> Asked:
 
 def test_every_expert_gets_a_slot_when_half_of_memory_holds_them() -> None:
     budget = plan_budget(manifest_of(), asked())
-    assert (budget.num_slots, budget.num_frames) == (32, 32)
+    assert (budget.num_slots, budget.num_transit, budget.num_frames) == (32, 1, 33)
     assert budget.reason == "room for all 32 experts"
 
 
@@ -65,8 +65,9 @@ def test_no_more_transit_slots_than_experts_without_a_slot() -> None:
     assert plan_budget(manifest_of(), asked(slots=31)).num_transit == 1
 
 
-def test_a_policy_that_may_pass_experts_by_gets_a_frame_for_that() -> None:
-    assert plan_budget(manifest_of(), asked(may_pass=True)).num_frames == 33
+def test_ram_for_exactly_all_experts_leaves_one_frame_for_transit() -> None:
+    budget = plan_budget(manifest_of(), asked(ram=32 * STRIDE))
+    assert (budget.num_slots, budget.num_transit) == (31, 1)
 
 
 def test_smaller_ram_beats_slots_and_is_named() -> None:
@@ -178,7 +179,6 @@ def test_the_cuda_device_is_refused() -> None:
     ram=st.none() | st.integers(0, 100 * STRIDE),
     free=st.integers(0, 300 * STRIDE),
     free_frames=st.none() | st.integers(0, 64),
-    may_pass=st.booleans(),
 )
 def test_a_plan_is_legal_and_stays_within_what_there_is(
     arrangement: str,
@@ -187,7 +187,6 @@ def test_a_plan_is_legal_and_stays_within_what_there_is(
     ram: int | None,
     free: int,
     free_frames: int | None,
-    may_pass: bool,
 ) -> None:
     manifest = manifest_of(top_k=top_k)
     try:
@@ -199,7 +198,6 @@ def test_a_plan_is_legal_and_stays_within_what_there_is(
                 ram=ram,
                 free_bytes=free,
                 free_frames=free_frames,
-                may_pass=may_pass,
             ),
         )
     except (ValueError, MemoryBudgetError):
@@ -210,8 +208,7 @@ def test_a_plan_is_legal_and_stays_within_what_there_is(
     if free_frames is not None:
         assert budget.num_frames <= free_frames
     elif arrangement == "direct":
-        may_need_transit = may_pass or budget.num_slots < manifest.num_keys
-        assert budget.num_frames == budget.num_slots + (budget.num_transit if may_need_transit else 0)
+        assert budget.num_frames == budget.num_slots + budget.num_transit
         assert budget.num_frames * STRIDE <= (free if ram is None else ram)
     else:
         assert (budget.num_frames + budget.num_slots + budget.num_transit) * STRIDE <= free
