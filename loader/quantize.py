@@ -12,20 +12,10 @@ import numpy.typing as npt
 import torch
 
 from loader.anatomy import Anatomy
-from protocol.blob import CODE_PLANES, BlobLayout
+from protocol.blob import CODE_PLANES, GROUPS, BlobLayout
 from protocol.errors import ModelError
 
-BITS = ("8", "4", "3", "2", "none")
-GROUPS = (16, 32, 64, 128, 256, 512, 1024)
 _Part = tuple[str, str, tuple[int, ...]]
-
-
-def check_setting(bits: str, group: int) -> None:
-    """Raise ValueError unless `bits` and `group` are among those there are."""
-    if bits not in BITS:
-        raise ValueError(f"{bits!r} bits are not known: choose one of {', '.join(BITS)}")
-    if bits != "none" and group not in GROUPS:
-        raise ValueError(f"a group of {group} is not known: choose one of {', '.join(map(str, GROUPS))}")
 
 
 def plan_layout(anatomy: Anatomy, dtypes: Mapping[str, torch.dtype], bits: str, group: int) -> BlobLayout:

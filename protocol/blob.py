@@ -31,6 +31,10 @@ CODE_PLANES: Mapping[str, tuple[tuple[str, int], ...]] = {
     "2": ((".q", 2),),
 }
 
+BITS = (*CODE_PLANES, "none")
+#: Numbers of weights along K that may share a scale and a zero.
+GROUPS = (16, 32, 64, 128, 256, 512, 1024)
+
 
 def align_up(value: int, alignment: int) -> int:
     """The smallest multiple of `alignment` that is not below `value`."""
