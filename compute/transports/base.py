@@ -65,6 +65,9 @@ class Transport(Protocol):
     def blob(self, slot: int) -> torch.Tensor:
         """uint8 [stride]: the expert in a landed slot, valid until the slot is evicted."""
 
+    def flow_of(self, slot: int) -> int | None:
+        """The id of the timeline's arrow that a landed slot's fetch began; None without a timeline."""
+
     def stats(self) -> dict[str, int]:
         """Counters of the loader and the link, by name (`bytes_read` among them)."""
 

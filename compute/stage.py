@@ -1,0 +1,201 @@
+"""Stage: one MoE layer-step after the other, from routed rows to combined outputs.
+
+Owns the order of things within a step and the running clock, nothing else: the supply gets
+experts to where they can be computed, the kernel computes them, predictor and planner look
+ahead. What it answers never depends on timing, order of arrival, slots, policy or prefetch.
+"""
+
+import time
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from compute.kernels.base import ExpertKernel
+from compute.predictors.base import Predictor
+from compute.prefetch import PrefetchPlanner
+from compute.residency import Access, Residency
+from compute.router_probs import RouterProbs
+from compute.rows import Rows, group
+from compute.supply import Supply
+from compute.transports.base import Transport
+from protocol.errors import LoaderLostError, StoreError
+from protocol.manifest import Manifest
+from protocol.timeline import Timeline
+
+#: (layer, index [T, K], weights [T, K], the router's distribution [T, num_experts] or None)
+Observer = Callable[[int, Tensor, Tensor, Tensor | None], None]
+
+
+class Stage:
+    """Runs the MoE layers of one model. Called from one thread at a time.
+
+    `observers` are called in each layer-step; they see the router's distribution where
+    `router_probs` is set. An error of loader or store is final: it is repeated from then on.
+    """
+
+    def __init__(
+        self,
+        *,
+        manifest: Manifest,
+        residency: Residency,
+        transport: Transport,
+        kernel: ExpertKernel,
+        predictor: Predictor | None = None,
+        prefetch: PrefetchPlanner | None = None,
+        timeline: Timeline | None = None,
+        router_probs: RouterProbs | None = None,
+        policy_name: str = "",
+    ) -> None:
+        _check_transit(manifest, residency, transport)
+        self.observers: list[Observer] = []
+        self.router_probs = router_probs
+        self._manifest = manifest
+        self._residency = residency
+        self._transport = transport
+        self._kernel = kernel
+        self._predictor = predictor
+        self._prefetch = prefetch
+        self._timeline = timeline
+        self._policy_name = policy_name or type(residency.policy).__name__
+        self._supply = Supply(residency, transport, timeline)
+        self._pass_number = 0
+        self._clock = 0
+        self._failure: LoaderLostError | StoreError | None = None
+
+    # --- a pass and its layers ----------------------------------------------------------------
+
+    def begin_pass(self, num_tokens: int, is_new_sequence: bool) -> None:
+        """A forward pass over `num_tokens` tokens (of all sequences of a batch) begins."""
+        self._pass_number += 1
+        self._residency.policy.begin_pass(num_tokens, is_new_sequence)
+        if self._predictor:
+            self._predictor.begin_pass(num_tokens, is_new_sequence)
+
+    def run_layer(
+        self, module: nn.Module, layer: int, hidden: Tensor, index: Tensor, weights: Tensor
+    ) -> Tensor:
+        """hidden [T, H], index int64 [T, K], weights [T, K] -> [T, H], in hidden's dtype.
+
+        Raises ModelError for an index that is no expert, LoaderLostError, StoreError.
+        """
+        if not len(hidden):
+            return hidden
+        if self._failure:
+            raise type(self._failure)(*self._failure.args) from self._failure
+        self._supply.check_whole()
+        try:
+            return self._run(module, layer, hidden, index, weights)
+        except (LoaderLostError, StoreError) as error:
+            self._failure = error
+            raise
+
+    def _run(self, module: nn.Module, layer: int, hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+        """Ask for what is missing, look ahead while it flies, compute what is there, then what lands."""
+        started_ns = time.monotonic_ns() if self._timeline else 0
+        num_experts = self._manifest.num_experts
+        rows = group(hidden, index, weights, layer * num_experts, num_experts)
+        self._clock = self._pass_number * self._manifest.num_layers + layer
+        probs = None
+        if self.router_probs and self._residency.policy.needs_probs:
+            probs = self.router_probs.mean(layer)
+        access, delivery = self._supply.request(layer, rows, self._clock, probs)
+        self._look_ahead(layer, rows.keys)
+        slot_of = dict(access.hits)
+        for key in rows.largest_first(list(slot_of)):
+            self._compute(module, rows, key, slot_of[key])
+        for key, slot in self._supply.deliver(delivery):
+            self._compute(module, rows, key, slot)
+        self._show(layer, index, weights)
+        combined = rows.combine()
+        if self._timeline:
+            self._note_step(self._timeline, started_ns, layer, access)
+        return combined
+
+    def _look_ahead(self, layer: int, keys: list[int]) -> None:
+        """Prefetch for the layers to come, as far as there is room for guesses."""
+        predictor, prefetch, clock = self._predictor, self._prefetch, self._clock
+        if predictor is None or prefetch is None or not prefetch.may_ask(self._residency, clock):
+            return
+        first_key = layer * self._manifest.num_experts
+        predictions = predictor.predict(layer, None, [key - first_key for key in keys])
+        if predictions:
+            plan = prefetch.plan(predictions, layer, clock, self._residency)
+            self._supply.guess(plan, keys, clock)
+
+    def _compute(self, module: nn.Module, rows: Rows, key: int, slot: int) -> None:
+        if self._timeline and slot in self._supply.newly_landed:
+            self._note_use(self._timeline, slot)
+        rows.put(key, self._kernel(module, self._transport.blob(slot), rows.of(key)))
+
+    def _show(self, layer: int, index: Tensor, weights: Tensor) -> None:
+        if self.observers:
+            probs = self.router_probs.of_tokens(layer) if self.router_probs else None
+            for observe in self.observers:
+                observe(layer, index, weights, probs)
+
+    # --- telling ------------------------------------------------------------------------------
+
+    @property
+    def notices(self) -> list[str]:
+        """Sentences for the user: what cannot be predicted, and why nothing is prefetched."""
+        notices = list(self._predictor.notices) if self._predictor else []
+        if self._prefetch and (reason := self._prefetch.idle_reason(self._residency)):
+            notices.append(reason)
+        return notices
+
+    def report(self) -> dict[str, int | float | str | None]:
+        """The counters of everything that ran so far, by their names in the JSON contract."""
+        counters = self._residency.counters
+        stats = self._transport.stats()
+        return {
+            "lookups": counters.lookups,
+            "hits": counters.hits,
+            "late": counters.late,
+            "misses": counters.misses,
+            "hit_rate": counters.hit_rate,
+            "prefetch_issued": counters.prefetch_issued,
+            "prefetch_used": counters.prefetch_used,
+            "prefetch_wasted_bytes": self._residency.wasted_now(self._clock) * self._manifest.layout.stride,
+            "miss_recall": counters.miss_recall,
+            "stall_s": self._supply.stall_ns / 1e9,
+            "bytes_read": stats.get("bytes_read", 0),
+            "bytes_transferred": self._transport.bytes_transferred,
+            "evictions": counters.evictions,
+            "arrangement": self._transport.arrangement,
+            "policy": self._policy_name,
+            "predictor": self._predictor.name if self._predictor else "none",
+            "lookahead": self._predictor.lookahead if self._predictor else 0,
+            "slots": self._residency.num_slots,
+            "frames": stats.get("frames", 0),
+        }
+
+    def close(self) -> None:
+        """Let go of the model, and give every expert back. Idempotent."""
+        if self._predictor:
+            self._predictor.close()
+        if self.router_probs:
+            self.router_probs.close()
+        self._transport.close()
+
+    def _note_use(self, timeline: Timeline, slot: int) -> None:
+        """The arrow that began with a landed expert's fetch ends at its first use."""
+        self._supply.newly_landed.discard(slot)
+        flow_id = self._transport.flow_of(slot)
+        if flow_id is not None:
+            timeline.flow("f", flow_id, "experts", time.monotonic_ns())
+
+    def _note_step(self, timeline: Timeline, started_ns: int, layer: int, access: Access) -> None:
+        num_misses = len(access.admitted) + len(access.passing)
+        counts = {"hits": len(access.hits), "late": len(access.late), "misses": num_misses}
+        timeline.span(
+            f"layer {layer}", "experts", started_ns, time.monotonic_ns(), step=self._clock, **counts
+        )
+
+
+def _check_transit(manifest: Manifest, residency: Residency, transport: Transport) -> None:
+    may_pass = residency.num_slots < manifest.num_keys or hasattr(residency.policy, "choose_admitted")
+    if may_pass and transport.num_transit < 1:
+        raise ValueError(
+            f"{residency.num_slots} slots for {manifest.num_keys} experts and no transit slot: "
+            "at least 1 is needed for layer-steps that use more experts than there are slots"
+        )

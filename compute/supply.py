@@ -1,0 +1,152 @@
+"""Supply: gets the experts of a layer-step to where they can be computed.
+
+Owns the agreement between the slot table (residency), the transit slots and the transport: what
+one of them is told, the others are told too. Decides nothing but the order of things, and is
+the only place where compute waits.
+"""
+
+import time
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+
+from compute.policies.base import FloatArray
+from compute.prefetch import Plan
+from compute.residency import Access, Residency
+from compute.rows import Rows
+from compute.transit import Transit
+from compute.transports.base import Arrivals, Order, Transport
+from protocol.errors import SidestageError
+from protocol.timeline import Timeline
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """What a layer-step still needs. `awaited`: key by slot; `passing`: not asked for yet, last first."""
+
+    clock: int
+    awaited: dict[int, int]
+    passing: list[int]
+
+
+class Supply:
+    """`stall_ns`: time spent waiting; `newly_landed`: landed slots, kept with a timeline only."""
+
+    def __init__(self, residency: Residency, transport: Transport, timeline: Timeline | None) -> None:
+        self.stall_ns = 0
+        self.newly_landed: set[int] = set()
+        self._residency = residency
+        self._transport = transport
+        self._transit = Transit(residency.num_slots, transport.num_transit)
+        self._timeline = timeline
+        # True while residency and transport do not agree yet: an interrupt then leaves them apart.
+        self._is_torn = False
+
+    def check_whole(self) -> None:
+        """Raise SidestageError when an interrupt fell between two that must agree."""
+        if self._is_torn:
+            raise SidestageError(
+                "the last run of this model was interrupted in the middle of an order to its loader: "
+                "close it and offload it again"
+            )
+
+    # --- orders -------------------------------------------------------------------------------
+
+    def request(
+        self, layer: int, rows: Rows, clock: int, probs: FloatArray | None
+    ) -> tuple[Access, Delivery]:
+        """Look up all experts of a layer-step at once, and ask for those that are not there."""
+        self._is_torn = True
+        if self._residency.num_coming or self._transit.is_busy:
+            self._settle(self._transport.poll(), clock)
+            self._transit.leave_all()
+        access = self._residency.access(layer, rows.keys, clock, probs)
+        delivery = self._ask(rows, access, clock)
+        self._is_torn = False
+        return access, delivery
+
+    def guess(self, plan: Plan, keys: list[int], clock: int) -> None:
+        """Ask for what is planned ahead of need, while the experts of this step's `keys` stay."""
+        self._is_torn = True
+        speculation = self._residency.speculate(plan.wanted, plan.held.union(keys), clock)
+        if speculation.coming:
+            deadline_of = dict(plan.wanted)
+            guesses = [(key, slot, deadline_of[key]) for key, slot in speculation.coming]
+            self._transport.submit(Order(evicted=speculation.evicted, prefetch=guesses), clock)
+        self._is_torn = False
+
+    def deliver(self, delivery: Delivery) -> Iterator[tuple[int, int]]:
+        """(key, slot) of each expert as it lands; it stays until the next one is asked for.
+
+        A transit slot is given to the next passing expert as soon as its own has been used.
+        """
+        awaited, transit = delivery.awaited, self._transit
+        while awaited or delivery.passing:
+            for slot in self._settle(self._wait(awaited or transit.coming), delivery.clock):
+                key = awaited.pop(slot, None)
+                if transit.owns(slot):
+                    transit.leave(slot)
+                if key is not None:
+                    yield key, slot
+                if transit.owns(slot) and delivery.passing:
+                    self._pass_next(delivery)
+
+    def _ask(self, rows: Rows, access: Access, clock: int) -> Delivery:
+        """The step's first order: who left, what is overdue, what is needed now."""
+        cancel = self._residency.cancel_overdue(clock)
+        evicted = self._transit.take_left() + access.evicted
+        passing = rows.largest_first(access.passing)[::-1]
+        slot_of = dict(access.admitted)
+        demand = [(key, slot_of[key]) for key in rows.largest_first(list(slot_of))]
+        while passing and self._transit.has_room:
+            key = passing.pop()
+            demand.append((key, self._transit.enter(key)))
+        if evicted or cancel or access.late or demand:
+            promote = [slot for _, slot in access.late]
+            self._transport.submit(Order(evicted, cancel, promote, demand), clock)
+        return Delivery(clock, {slot: key for key, slot in [*access.late, *demand]}, passing)
+
+    def _pass_next(self, delivery: Delivery) -> None:
+        self._is_torn = True
+        key = delivery.passing.pop()
+        slot = self._transit.enter(key)
+        delivery.awaited[slot] = key
+        order = Order(evicted=self._transit.take_left(), demand=[(key, slot)])
+        self._transport.submit(order, delivery.clock)
+        self._is_torn = False
+
+    # --- arrivals -----------------------------------------------------------------------------
+
+    def _wait(self, slots: Collection[int]) -> Arrivals:
+        """Stall until one of `slots` has ended."""
+        started_ns = time.monotonic_ns()
+        arrivals = self._transport.wait(slots)
+        ended_ns = time.monotonic_ns()
+        self.stall_ns += ended_ns - started_ns
+        if self._timeline:
+            self._timeline.span("stall", "experts", started_ns, ended_ns)
+        return arrivals
+
+    def _settle(self, arrivals: Arrivals, clock: int) -> list[int]:
+        """Note who landed, and return them. What is awaited but was dropped is asked for again."""
+        was_torn, self._is_torn = self._is_torn, True
+        for slot in arrivals.landed:
+            if self._transit.owns(slot):
+                self._transit.arrive(slot)
+            else:
+                self._residency.landed(slot)
+        if self._timeline:
+            self.newly_landed.update(arrivals.landed)
+        again = [pair for slot in arrivals.dropped if (pair := self._end_dropped(slot))]
+        if again:
+            self._transport.submit(Order(demand=again), clock)
+        self._is_torn = was_torn
+        return arrivals.landed
+
+    def _end_dropped(self, slot: int) -> tuple[int, int] | None:
+        """(key, slot) when somebody waits for what was on its way to the slot."""
+        if self._transit.owns(slot):
+            return self._transit.key_in(slot), slot
+        if self._residency.is_awaited(slot):
+            return self._residency.ordered_again(slot), slot
+        self._residency.dropped(slot)
+        return None
