@@ -1,0 +1,449 @@
+"""The loader's client: what a compute process knows of the loader.
+
+Owns the connection and mends it: when the loader dies, its successor is told what is held and
+asked again for what is awaited, so that every ticket still ends exactly once, with a leased
+frame or without. Knows nothing of slots, of policies or of what bytes mean.
+Every method may be called from any thread, but only one thread may be in `wait` at a time.
+"""
+
+import os
+import platform
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import NoReturn, Self
+
+from compute.connection import Connection, KnownArena
+from compute.ledger import Completion, Ledger, poll_fds
+from compute.patience import (
+    MAX_RESTARTS_IN_VAIN,
+    TIMEOUT_HINT,
+    Patience,
+    RestartBudget,
+    Verdict,
+    timeout_setting,
+)
+from compute.tickets import TicketBook
+from protocol.arena import H_TURNS, Arena
+from protocol.errors import LoaderLostError, ProtocolError, RefusedError, SidestageError
+from protocol.messages import PROTOCOL_VERSION, Completions, Fetch, Knock, Release, Snapshot
+from protocol.timeline import Timeline
+
+#: (key, deadline): an expert and the layer-step that needs it.
+Wanted = tuple[int, int]
+
+SPIN_US = 20
+
+_TICK_S = 1.0
+_KNOCK_INTERVAL_S = 0.05
+_STATS_INTERVAL_S = 0.005
+
+
+class LoaderClient:
+    """A client of the loader whose door is at `endpoint`, with a quota of `quota` frames.
+
+    `store`: the fingerprint that the loader must serve, "" for whichever it does.
+    `completions`: None chooses words in the arena where that is sound, messages elsewhere.
+    `timeout_s`: None takes SIDESTAGE_TIMEOUT, else 30.
+    `revive`: restarts a loader that the caller owns; called when it is found dead or hung.
+    """
+
+    def __init__(
+        self,
+        endpoint: str | os.PathLike[str],
+        *,
+        quota: int,
+        store: str = "",
+        completions: Completions | None = None,
+        timeout_s: float | None = None,
+        revive: Callable[[], None] | None = None,
+        timeline: Timeline | None = None,
+    ) -> None:
+        """Come in. Raises RefusedError, or LoaderLostError when no loader answers in time."""
+        completions = completions or _sound_completions()
+        self.endpoint = os.fspath(endpoint)
+        self.timeout_s = timeout_setting(timeout_s)
+        self.num_restarts = 0
+        self._knock = Knock(PROTOCOL_VERSION, quota, store, completions, -1)
+        self._revive = revive
+        self._timeline = timeline
+        self._owner = os.getpid()
+        self._leaving = threading.Event()
+        self._lock = threading.RLock()
+        self._failure: SidestageError | None = None
+        self._is_orphaned = False
+        self.is_closed = False
+        self._last_problem = ""
+        self._restarts = RestartBudget()
+        self._patience = Patience(self.timeout_s)
+        self._connection = self._first_connection()
+        welcome = self._connection.welcome
+        self._knock = replace(self._knock, store=welcome.store, resume=welcome.client)
+        self.tickets: TicketBook[Completion] = TicketBook(self.arena.geometry.num_tickets, quota)
+        self._ledger = Ledger(self.tickets, completions)
+        # Wakes the thread in `wait` when another thread has met something that it waits for.
+        self._notice = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+
+    # --- what the loader said at the door ------------------------------------------------------
+
+    @property
+    def arena(self) -> Arena:
+        return self._connection.arena
+
+    @property
+    def store(self) -> str:
+        """The fingerprint of the store that is served."""
+        return self._connection.welcome.store
+
+    @property
+    def store_path(self) -> str:
+        return self._connection.welcome.store_path
+
+    @property
+    def quota(self) -> int:
+        return self._knock.quota
+
+    @property
+    def loader_pid(self) -> int:
+        return self._connection.loader_pid
+
+    def flow_id(self, ticket: int) -> int:
+        """The number of the ticket's arrow in the timeline."""
+        return self._connection.welcome.client << 24 | ticket
+
+    # --- asking --------------------------------------------------------------------------------
+
+    @property
+    def room(self) -> int:
+        """How many more tickets may be asked."""
+        return self.tickets.room
+
+    def fetch(
+        self,
+        *,
+        demand: Sequence[Wanted] = (),
+        prefetch: Sequence[Wanted] = (),
+        promote: Sequence[int] = (),
+        cancel: Sequence[int] = (),
+        released: Sequence[int] = (),
+        evicted: Sequence[int] = (),
+    ) -> list[int]:
+        """One message with a step's orders. Returns the tickets of `demand`, then of `prefetch`.
+
+        `released` makes room before anything is asked; what was promoted or cancelled may have
+        ended already. Returns at once, unless the loader must be found again first: LoaderLostError.
+        """
+        with self._lock:
+            self._check_usable()
+            start_ns = time.monotonic_ns()
+            if not self.tickets.asked:
+                self._note_progress()
+            returned = self._give_up(released)
+            cancel = [ticket for ticket in cancel if ticket in self.tickets.asked]
+            promote = [ticket for ticket in promote if ticket in self.tickets.asked]
+            self.tickets.cancel(cancel)
+            self.tickets.promote(promote)
+            demands = tuple(self.tickets.ask(*wanted, is_demand=True) for wanted in demand)
+            prefetches = tuple(self.tickets.ask(*wanted, is_demand=False) for wanted in prefetch)
+            self._post(Fetch(demands, prefetches, tuple(promote), tuple(cancel), returned, tuple(evicted)))
+            tickets = [request.ticket for request in (*demands, *prefetches)]
+            if self._timeline:
+                self._draw(self._timeline, tickets, start_ns)
+            return tickets
+
+    def release(self, tickets: Sequence[int]) -> None:
+        """Give leases back without asking for anything."""
+        with self._lock:
+            self._check_usable()
+            self._post(Release(self._give_up(tickets)))
+
+    # --- hearing -------------------------------------------------------------------------------
+
+    def completed(self) -> list[Completion]:
+        """Tickets that have ended since the last call, each once. Does not wait for any."""
+        with self._lock:
+            self._check_usable()
+            self._ledger.collect(self._connection)
+            ended = self._ledger.tell()
+            if any(not completion.is_dropped for completion in ended):
+                self._note_progress()
+            return ended
+
+    def wait(self, *, wake: Sequence[int] = (), spin_us: int = SPIN_US) -> list[Completion]:
+        """Block until a ticket has ended, or one of the fds in `wake` is readable (perhaps nothing then).
+
+        Raises LoaderLostError when nothing ends for the timeout or the loader is gone for good.
+        """
+        until_ns = time.monotonic_ns() + spin_us * 1000
+        while True:
+            ended = self.completed()
+            if ended:
+                return ended
+            if time.monotonic_ns() >= until_ns and self._sleep(wake):
+                return self.completed()
+
+    def stats(self) -> dict[str, int]:
+        """The loader's counters, asked now; `loader_restarts` is ours. Raises LoaderLostError."""
+        until = time.monotonic() + self.timeout_s
+        asked_of: Connection | None = None
+        seen = 0
+        while time.monotonic() < until:
+            with self._lock:
+                self._check_usable()
+                if self._connection.is_dead():
+                    self._recover()
+                if asked_of is not self._connection:
+                    asked_of, seen = self._connection, self._ledger.num_stats
+                    self._post(Snapshot())
+                self._hear()
+                if self._ledger.num_stats != seen:
+                    return {**self._ledger.stats, "loader_restarts": self.num_restarts}
+                fd = self._connection.bus.fileno
+            poll_fds((fd,), _STATS_INTERVAL_S)
+        raise LoaderLostError(f"the loader gave no counters within {self.timeout_s:g} s {TIMEOUT_HINT}")
+
+    def interrupt(self) -> None:
+        """Let a thread that looks for the loader's successor give up; `close` is to follow."""
+        self._leaving.set()
+
+    def close(self) -> None:
+        """Say goodbye: what is awaited is cancelled, what is leased goes back. Idempotent.
+
+        A fork of the process that came in leaves its parent's connection alone.
+        """
+        if os.getpid() != self._owner:
+            return
+        self.interrupt()
+        with self._lock:
+            if not self.is_closed:
+                self.is_closed = True
+                self._connection.close(says_goodbye=True)
+                self.arena.close()
+                os.close(self._notice)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    # --- sending, with the lock held -----------------------------------------------------------
+
+    def _check_usable(self) -> None:
+        if self._failure:
+            raise type(self._failure)(str(self._failure)) from self._failure
+        if self.is_closed:
+            raise RuntimeError("this client of the loader has been closed")
+        if os.getpid() != self._owner:
+            raise RuntimeError("a client of the loader does not survive a fork: make one in each process")
+
+    def _give_up(self, tickets: Sequence[int]) -> tuple[int, ...]:
+        """End these leases here; returns those that the loader has to hear of."""
+        leases = [self.tickets.release(ticket) for ticket in tickets]
+        return tuple(lease.ticket for lease in leases if lease.arena is self.arena)
+
+    def _post(self, command: Fetch | Release | Snapshot) -> None:
+        """Send; the successor of a dead loader is asked for everything awaited instead."""
+        if self._is_orphaned or not self._has_sent(command):
+            self._recover()
+        self._hear()
+
+    def _has_sent(self, command: Fetch | Release | Snapshot) -> bool:
+        """False: the loader is dead."""
+        try:
+            self._connection.bus.send(command)
+        except LoaderLostError as error:
+            if not self._connection.is_dead():
+                self._fail(error)
+            return False
+        return True
+
+    def _hear(self) -> None:
+        """Take in what has arrived: ZeroMQ's fd will not tell the thread in `wait` of it again."""
+        self._take_events()
+        if self._ledger.has_news:
+            os.eventfd_write(self._notice, 1)
+
+    def _take_events(self) -> None:
+        try:
+            self._ledger.take_events(self._connection)
+        except ProtocolError as error:
+            self._fail(error)
+
+    def _draw(self, timeline: Timeline, tickets: list[int], start_ns: int) -> None:
+        timeline.span("fetch", "fetch", start_ns, time.monotonic_ns(), experts=len(tickets))
+        for ticket in tickets:
+            timeline.flow("s", self.flow_id(ticket), "fetch", start_ns)
+
+    # --- waiting -------------------------------------------------------------------------------
+
+    def _sleep(self, wake: Sequence[int]) -> bool:
+        """Block until there may be news. True: an fd in `wake` is readable."""
+        with self._lock:
+            self._check_usable()
+            self._take_events()
+            if self._ledger.has_news:
+                return False
+            connection = self._connection
+            fds = [connection.eventfd, connection.bus.fileno, self._notice, *wake]
+            if not self._is_orphaned:
+                fds.append(connection.pidfd)
+        ready = poll_fds(fds, min(_TICK_S, self.timeout_s / 4))
+        with self._lock:
+            self._check_usable()
+            if self._notice in ready:
+                os.eventfd_read(self._notice)
+            if connection is self._connection:
+                self._look(connection, ready)
+        return not ready.isdisjoint(wake)
+
+    def _look(self, connection: Connection, ready: set[int]) -> None:
+        if connection.eventfd in ready:
+            os.eventfd_read(connection.eventfd)
+        if connection.pidfd in ready:
+            # With nothing awaited there is no hurry: the next command finds the successor.
+            self._is_orphaned = True
+        if self.tickets.asked and self._is_orphaned:
+            self._recover()
+        elif self.tickets.asked:
+            self._check_patience()
+
+    def _check_patience(self) -> None:
+        self._ledger.collect(self._connection)
+        if self._ledger.has_news:
+            self._note_progress()
+            return
+        match self._patience.judge(time.monotonic(), self._turns()):
+            case Verdict.HUNG if self._revive:
+                self._recover()
+            case Verdict.OVER:
+                self._fail(
+                    LoaderLostError(
+                        f"the loader (pid {self.loader_pid}) has staged no expert for {self.timeout_s:g} s "
+                        f"{TIMEOUT_HINT}"
+                    )
+                )
+
+    def _note_progress(self) -> None:
+        self._patience.note_progress(time.monotonic(), self._turns())
+
+    def _turns(self) -> int:
+        """How often the loader's loop has gone round."""
+        return int(self.arena.header[H_TURNS])
+
+    # --- coming in, and back -------------------------------------------------------------------
+
+    def _first_connection(self) -> Connection:
+        until = time.monotonic() + self.timeout_s
+        while True:
+            try:
+                return self._enter((), until, None)
+            except LoaderLostError as error:
+                is_hopeless = not os.path.isdir(os.path.dirname(self.endpoint) or ".")
+                if is_hopeless or time.monotonic() > until:
+                    raise LoaderLostError(
+                        f"{error}; start one with `sidestage loader` and name the endpoint it prints "
+                        f"{TIMEOUT_HINT}"
+                    ) from error
+            time.sleep(_KNOCK_INTERVAL_S)
+
+    def _enter(self, leases: Sequence[Completion], until: float, known: KnownArena | None) -> Connection:
+        """One try: through the door, and heard on the bus."""
+        connection = self._admitted(until, known)
+        try:
+            held = tuple(lease.ticket for lease in leases if lease.arena is connection.arena)
+            connection.greet(held, _rest(until))
+        except BaseException:
+            connection.close(says_goodbye=False)
+            raise
+        return connection
+
+    def _admitted(self, until: float, known: KnownArena | None) -> Connection:
+        """Come in under our old number; one with a new arena may have given it to somebody else."""
+        try:
+            return Connection(self.endpoint, self._knock, _rest(until), known)
+        except RefusedError:
+            if self._knock.resume < 0:
+                raise
+            return Connection(self.endpoint, replace(self._knock, resume=-1), _rest(until), known)
+
+    def _recover(self) -> None:
+        """Find the successor of a dead loader; with `revive`, replace one that is dead or hung."""
+        until = time.monotonic() + self.timeout_s
+        while True:
+            try:
+                self._restart()
+                self._take_last_words()
+                self._connection = self._enter([*self.tickets.held.values()], until, self._connection.known)
+                break
+            except (RefusedError, ProtocolError) as error:
+                self._fail(error)
+            except SidestageError as error:
+                self._last_problem = str(error)
+            if time.monotonic() > until:
+                self._fail(
+                    LoaderLostError(
+                        f"the loader died and has not come back within {self.timeout_s:g} s {TIMEOUT_HINT}: "
+                        f"{self._last_problem}"
+                    )
+                )
+            self._pause(_KNOCK_INTERVAL_S)
+        self._resume()
+
+    def _restart(self) -> None:
+        """Have an owned loader restarted. Raises SidestageError when that did not work this time."""
+        if self._revive is None:
+            return
+        pause_s = self._restarts.pause_s(self._ledger.num_staged)
+        if pause_s is None:
+            self._fail(
+                LoaderLostError(
+                    f"the loader was restarted {MAX_RESTARTS_IN_VAIN} times and died each time before it "
+                    f"staged an expert: {self._last_problem}"
+                )
+            )
+        self._pause(pause_s)
+        self._revive()
+
+    def _pause(self, seconds: float) -> None:
+        if self._leaving.wait(seconds):
+            self._fail(LoaderLostError("closed while the loader was away"))
+
+    def _take_last_words(self) -> None:
+        """What the dead loader published still counts; then its connection can go."""
+        if self._connection.is_open:
+            assert self._connection.is_dead(), "the old loader still runs"
+            self._ledger.collect(self._connection)
+            self._connection.close(says_goodbye=False)
+
+    def _resume(self) -> None:
+        """Ask the new loader for everything that is awaited."""
+        self.num_restarts += 1
+        self._is_orphaned = False
+        self._knock = replace(self._knock, resume=self._connection.welcome.client)
+        self._ledger.stop_reason = ""
+        self._ledger.end_cancelled(self.arena)
+        self._note_progress()
+        awaited = [*self.tickets.asked.values()]
+        demand = tuple(asked.request for asked in awaited if asked.is_demand)
+        prefetch = tuple(asked.request for asked in awaited if not asked.is_demand)
+        if awaited:
+            self._connection.bus.send(Fetch(demand=demand, prefetch=prefetch))
+        os.eventfd_write(self._notice, 1)
+
+    def _fail(self, error: SidestageError) -> NoReturn:
+        """There is no way on: this and every later call raises."""
+        self._failure = error
+        os.eventfd_write(self._notice, 1)
+        raise error
+
+
+def _rest(until: float) -> float:
+    """Seconds left, but time enough for one try."""
+    return max(until - time.monotonic(), 0.1)
+
+
+def _sound_completions() -> Completions:
+    """Words in shared memory need ordered stores: x86-64 has them, elsewhere messages are safe."""
+    return "word" if platform.machine() in ("x86_64", "AMD64") else "message"

@@ -1,0 +1,114 @@
+"""A loader of our own: the arena, the folder and the process that an embedding client starts.
+
+Holds the arena's memfd, so that a loader that dies loses no frame: its successor gets the same
+one. Knows nothing of what clients ask.
+"""
+
+import os
+import sys
+import threading
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Self
+
+from compute.patience import timeout_setting
+from protocol.arena import ArenaGeometry, create_arena_fd
+from protocol.child import Child
+from protocol.folder import create_folder, remove_folder
+from protocol.manifest import Manifest
+
+
+def start_loader(
+    store: Path,
+    *,
+    num_frames: int,
+    threads: int = 2,
+    num_clients: int = 1,
+    timeline: Path | None = None,
+    rate: int | None = None,
+    timeout_s: float | None = None,
+) -> "OwnedLoader":
+    """A loader process that serves `store` from `num_frames` frames; it is ready on return.
+
+    `threads` read the store, at most `rate` bytes a second when given; `timeline` is the file for
+    its spans. Raises StoreError, MemoryBudgetError, or SidestageError with the loader's sentence.
+    """
+    manifest = Manifest.read(store)
+    geometry = ArenaGeometry.for_frames(num_frames, manifest.layout.stride, num_clients)
+    options = ["--store", os.fspath(store.absolute()), "--threads", str(threads)]
+    if timeline is not None:
+        options += ["--timeline", os.fspath(timeline.absolute())]
+    if rate is not None:
+        options += ["--rate", f"{rate}B/s"]
+    return OwnedLoader(geometry, options, timeout_setting(timeout_s))
+
+
+class OwnedLoader:
+    """One loader process at a time. `endpoint` stays the same over restarts."""
+
+    def __init__(self, geometry: ArenaGeometry, options: list[str], timeout_s: float) -> None:
+        self.geometry = geometry
+        self._options = options
+        self._timeout_s = timeout_s
+        self._owner = os.getpid()
+        self._lock = threading.Lock()
+        self._is_closed = False
+        with ExitStack() as opened:
+            self._arena_fd = create_arena_fd(geometry)
+            opened.callback(os.close, self._arena_fd)
+            self.folder = create_folder()
+            opened.callback(remove_folder, self.folder)
+            self._child, facts = self._spawn()
+            opened.callback(lambda: self._child.close())
+            self.endpoint = str(facts["endpoint"])
+            #: The fingerprint of the store that is served.
+            self.store = str(facts["store"])
+            self._opened = opened.pop_all()
+
+    @property
+    def pid(self) -> int:
+        return self._child.pid
+
+    @property
+    def is_alive(self) -> bool:
+        return self._child.poll() is None
+
+    def restart(self) -> None:
+        """Kill and reap the loader, dead, hung or well, and start another on the same arena.
+
+        Raises SidestageError with the new loader's sentence when it does not come up.
+        """
+        with self._lock:
+            if self._is_closed or os.getpid() != self._owner:
+                raise RuntimeError("only an open loader can be restarted, by the process that started it")
+            self._child.close(timeout_s=0.0)
+            self._child, _ = self._spawn()
+
+    def close(self) -> None:
+        """Stop the loader, then remove its folder and close the arena. Idempotent; nothing in a fork."""
+        if os.getpid() != self._owner:
+            return
+        with self._lock:
+            self._is_closed = True
+            self._opened.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def _spawn(self) -> tuple[Child, dict[str, object]]:
+        arena = ["--arena-fd", str(self._arena_fd), "--folder", os.fspath(self.folder)]
+        child = Child.spawn(
+            [sys.executable, "-P", "-m", "loader", "serve", *self._options, *arena],
+            name="the loader",
+            pass_fds=(self._arena_fd,),
+            env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+            ready_timeout_s=self._timeout_s,
+        )
+        try:
+            return child, child.wait_ready()
+        except BaseException:
+            child.close(timeout_s=0.0)
+            raise
