@@ -110,6 +110,7 @@ class ArenaGeometry:
 
 # Words of the header, of one client's row and of one frame's row.
 H_MAGIC, H_NUM_FRAMES, H_FRAME_BYTES, H_NUM_CLIENTS, H_NUM_TICKETS, H_EPOCH, H_TURNS = range(7)
+H_STORE = slice(7, 9)  # the fingerprint of the store whose experts the frames hold
 C_PID, C_START_TIME, C_QUOTA = range(3)
 CLIENT_WORDS = 8
 F_GENERATION, F_OCCUPANT = range(2)

@@ -1,0 +1,204 @@
+"""Reader threads: take the most urgent expert, read it from the store into its frame, check it.
+
+Owns the shards' files and the counters of reading. Who wants an expert, and what follows from
+its arrival or its loss, is the ledger's business.
+"""
+
+import os
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from loader.ledger import Fill, Ledger
+from loader.queue import TicketId
+from protocol.errors import StoreError
+from protocol.manifest import Manifest
+from protocol.messages import ExpertId
+from protocol.timeline import Timeline
+
+Bytes = npt.NDArray[np.uint8]
+
+_ATTEMPTS = 2
+#: How often a read that is slowed down on purpose looks whether it is still wanted.
+_GLANCE_S = 0.002
+
+
+class StoreFiles:
+    """The open shards of one store."""
+
+    def __init__(self, folder: Path, manifest: Manifest, verify: bool) -> None:
+        """Open every shard. `verify`: compare each blob with its checksum. Raises OSError."""
+        self._folder = folder
+        self._manifest = manifest
+        self._verify = verify
+        self._stride = manifest.layout.stride
+        self._fds: list[int] = []
+        self._place_of: list[tuple[int, int]] = []  # by key: (shard, offset)
+        try:
+            for number, shard in enumerate(manifest.shards):
+                self._fds.append(os.open(folder / shard.file, os.O_RDONLY | os.O_CLOEXEC))
+                offsets = range(shard.num_experts)
+                self._place_of += [(number, shard.data_offset + n * self._stride) for n in offsets]
+        except BaseException:
+            self.close()
+            raise
+
+    def read(self, key: int, frame: Bytes) -> None:
+        """Fill `frame` (uint8 [stride]) with expert `key`. Raises StoreError naming file and expert."""
+        shard, offset = self._place_of[key]
+        view = frame.data
+        done = 0
+        try:
+            while done < self._stride:
+                count = os.preadv(self._fds[shard], [view[done:]], offset + done)
+                if not count:
+                    raise StoreError(f"{self._name(key)} is truncated: convert again")
+                done += count
+        except OSError as error:
+            raise StoreError(f"{self._name(key)} cannot be read ({error.strerror})") from error
+        if self._verify and xxhash.xxh3_64_intdigest(view) != self._manifest.checksums[key]:
+            raise ChecksumError(
+                f"{self._name(key)} is damaged: its bytes do not match their checksum, convert again"
+            )
+
+    def close(self) -> None:
+        """Close every shard. Idempotent."""
+        while self._fds:
+            os.close(self._fds.pop())
+
+    def _name(self, key: int) -> str:
+        layer, expert = ExpertId.from_key(key, self._manifest.num_experts)
+        file = self._folder / self._manifest.shards[self._place_of[key][0]].file
+        return f"expert {expert} of layer {layer} in {os.fsencode(file).decode(errors='replace')}"
+
+
+class ChecksumError(StoreError):
+    """The bytes were read, but they are not the expert's."""
+
+
+@dataclass(slots=True)
+class ReadCounters:
+    """Since this loader started; `read_us` is the time spent reading, over all threads."""
+
+    reads: int = 0
+    bytes_read: int = 0
+    checksum_failures: int = 0
+    read_us: int = 0
+
+
+class Readers:
+    """The threads. With `rate` (bytes per second) there is one, and each read lasts as long as the
+    rate says: a disk of that speed."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        files: StoreFiles,
+        frames: Bytes,
+        *,
+        num_experts: int,
+        num_threads: int,
+        rate: int | None,
+        wake_fd: int,
+        timeline: Timeline | None,
+    ) -> None:
+        """Start reading. `frames`: uint8 [num_frames, stride]; `wake_fd` is written to when the
+        outbox has something to say."""
+        self.counters = ReadCounters()
+        self.error: BaseException | None = None
+        self._ledger = ledger
+        self._files = files
+        self._frames = frames
+        self._num_experts = num_experts
+        self._rate = rate
+        self._wake_fd = wake_fd
+        self._timeline = timeline
+        self._lock = threading.Lock()
+        count = 1 if rate else num_threads
+        self._threads = [
+            threading.Thread(
+                target=self._run, args=(f"reader {number}",), name=f"reader {number}", daemon=True
+            )
+            for number in range(count)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def join(self, timeout_s: float) -> bool:
+        """Wait for the threads' end after the ledger was closed. False: some still read."""
+        until = time.monotonic() + timeout_s
+        for thread in self._threads:
+            thread.join(max(until - time.monotonic(), 0.0))
+        return not any(thread.is_alive() for thread in self._threads)
+
+    def snapshot(self) -> ReadCounters:
+        """The counters, all of one instant."""
+        with self._lock:
+            c = self.counters
+            return ReadCounters(c.reads, c.bytes_read, c.checksum_failures, c.read_us)
+
+    def _run(self, track: str) -> None:
+        try:
+            while (fill := self._ledger.take()) is not None:
+                self._serve(fill, track)
+        except BaseException as error:  # noqa: BLE001 - the loop must know, and stops the loader
+            self.error = error
+            os.eventfd_write(self._wake_fd, 1)
+
+    def _serve(self, fill: Fill, track: str) -> None:
+        start_ns = time.monotonic_ns()
+        problem = self._read(fill)
+        if problem:
+            self._ledger.fail(fill, problem)
+            os.eventfd_write(self._wake_fd, 1)
+            return
+        if self._rate and not self._pace(fill, start_ns / 1e9 + len(self._frames[fill.frame]) / self._rate):
+            return
+        tickets = list(fill.tickets)
+        self._count(fill, start_ns)
+        if self._ledger.finish(fill):
+            os.eventfd_write(self._wake_fd, 1)
+        if self._timeline:
+            self._draw(self._timeline, fill, tickets, track, start_ns)
+
+    def _read(self, fill: Fill) -> str:
+        """Read and check, once more if need be. Returns what is wrong, "" when all is well."""
+        problem = ""
+        for _ in range(_ATTEMPTS):
+            try:
+                self._files.read(fill.key, self._frames[fill.frame])
+                return ""
+            except StoreError as error:
+                problem = str(error)
+                with self._lock:
+                    self.counters.checksum_failures += isinstance(error, ChecksumError)
+        return problem
+
+    def _pace(self, fill: Fill, until_s: float) -> bool:
+        """Sleep to the end of the read's stated time. False: nobody wanted it any more."""
+        while (rest := until_s - time.monotonic()) > 0:
+            if not fill.tickets and self._ledger.give_up(fill):
+                return False
+            time.sleep(min(rest, _GLANCE_S))
+        return True
+
+    def _count(self, fill: Fill, start_ns: int) -> None:
+        with self._lock:
+            self.counters.reads += 1
+            self.counters.bytes_read += len(self._frames[fill.frame])
+            self.counters.read_us += (time.monotonic_ns() - start_ns) // 1000
+
+    def _draw(
+        self, timeline: Timeline, fill: Fill, tickets: Sequence[TicketId], track: str, start_ns: int
+    ) -> None:
+        end_ns = time.monotonic_ns()
+        layer, expert = ExpertId.from_key(fill.key, self._num_experts)
+        timeline.span("read", track, start_ns, end_ns, key=fill.key, layer=layer, expert=expert)
+        for client, ticket in tickets:
+            timeline.flow("t", client << 24 | ticket, track, (start_ns + end_ns) // 2)

@@ -1,0 +1,340 @@
+"""The service: one loop that matches commands, acts on them and says what happened.
+
+Advances the arena's turn counter, so that a loop that hangs can be told from one that waits.
+Tickets live in the ledger, bytes move in the reader threads, clients come in at the reception.
+Whatever a client sends, the others go on.
+"""
+
+import contextlib
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Self, assert_never
+
+import zmq
+
+from loader.clients import Client
+from loader.ledger import Ledger, Outbox
+from loader.reader import Readers, StoreFiles
+from loader.reception import Reception
+from protocol.arena import H_TURNS, Arena
+from protocol.channel import BusServer
+from protocol.child import Lifeline
+from protocol.door import DoorServer
+from protocol.errors import StoreError
+from protocol.folder import BUS_NAME, prepare_folder, remove_folder
+from protocol.manifest import Manifest
+from protocol.messages import (
+    Command,
+    Dropped,
+    Fault,
+    Fetch,
+    Goodbye,
+    Hello,
+    Ready,
+    Release,
+    Shutdown,
+    Snapshot,
+    Staged,
+    Stats,
+    Stopped,
+)
+from protocol.timeline import Timeline
+from protocol.units import format_size
+
+#: The loop turns at least this often.
+TURN_MS = 50
+#: How long fills under way may take to finish once the loader stops.
+DRAIN_S = 5.0
+
+_LINGER_S = 0.5
+_TURN_MASK = (1 << 63) - 1
+_MAX_LOGGED_FAULTS = 100
+
+log = logging.getLogger("sidestage.loader")
+
+
+@dataclass(frozen=True, slots=True)
+class ServeOptions:
+    """What a loader needs to know.
+
+    `arena_fd` stays the caller's; `folder` is made when missing and removed at the end; `rate`
+    (bytes per second) states a slow disk; `verify` False skips checksums; `lifeline_fd` is the
+    pipe whose end means that the parent has died.
+    """
+
+    store: Path
+    arena_fd: int
+    folder: Path
+    threads: int = 2
+    rate: int | None = None
+    verify: bool = True
+    timeline: Path | None = None
+    lifeline_fd: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.threads <= 64:
+            raise ValueError(f"{self.threads} reader threads; 1 to 64 are allowed")
+        if self.rate is not None and self.rate <= 0:
+            raise ValueError(f"a rate of {self.rate} bytes per second; it must be above zero")
+
+
+def serve(options: ServeOptions, *, on_ready: Callable[[dict[str, object]], None]) -> None:
+    """Serve until SIGTERM, SIGINT, the owner's Shutdown or the parent's death.
+
+    `on_ready` is told the facts once clients may knock. Raises SidestageError, ValueError or
+    OSError when it cannot start. Signals are ours only while it runs in the main thread.
+    """
+    with Service(options) as service, _stopped_by_signals(service):
+        on_ready(service.facts)
+        service.run()
+
+
+class Service:
+    """A loader. Made ready by its constructor; `run` returns when it has stopped."""
+
+    def __init__(self, options: ServeOptions) -> None:
+        self._options = options
+        self._owner_pid = os.getppid()
+        self._stop_reason = ""
+        self._is_in_a_hurry = False
+        self._num_logged_faults = 0
+        self._timeline = Timeline("loader") if options.timeline else None
+        self._opened = contextlib.ExitStack()
+        try:
+            self._open_store()
+            self._open_arena()
+            self._open_sockets()
+            self._start_reading()
+        except BaseException:
+            self._opened.close()
+            raise
+
+    @property
+    def facts(self) -> dict[str, object]:
+        """What the one who started it wants to know."""
+        return {
+            "endpoint": os.fspath(self._door.path),
+            "pid": os.getpid(),
+            "num_frames": self._arena.geometry.num_frames,
+            "store": self._manifest.fingerprint,
+        }
+
+    def stop(self, reason: str) -> None:
+        """Ask the loop to drain and stop; asked again, it does not wait for fills. For signals too."""
+        self._is_in_a_hurry = bool(self._stop_reason)
+        self._stop_reason = self._stop_reason or reason
+        os.eventfd_write(self._wake_fd, 1)
+
+    def run(self) -> None:
+        """Turn until somebody stops the loader, then drain."""
+        log.info("serving %s at %s", self._options.store, self._door.path)
+        while not self._stop_reason:
+            self._turn()
+        log.info("stopping: %s", self._stop_reason)
+        self._drain()
+
+    def close(self) -> None:
+        """Give everything back, in reverse order; no file stays. Idempotent."""
+        self._opened.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    # --- start and end -----------------------------------------------------------------------
+
+    def _open_store(self) -> None:
+        self._manifest = Manifest.read(self._options.store)
+        self._manifest.check_shards(self._options.store)
+        self._files = StoreFiles(self._options.store, self._manifest, self._options.verify)
+        self._opened.callback(self._files.close)
+
+    def _open_arena(self) -> None:
+        self._arena = self._opened.enter_context(Arena(self._options.arena_fd, writable=True))
+        _check_stride(self._arena, self._manifest)
+        self._arena.populate()
+        self._ledger = Ledger(self._arena, self._manifest.fingerprint, self._manifest.num_keys)
+        self._opened.callback(self._ledger.close_clients)
+        self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._opened.callback(os.close, self._wake_fd)
+
+    def _open_sockets(self) -> None:
+        folder, lifeline_fd = self._options.folder, self._options.lifeline_fd
+        self._lifeline_fds: list[int] = []
+        if lifeline_fd is not None:
+            lifeline = Lifeline(lifeline_fd)
+            self._opened.callback(lifeline.close)
+            self._lifeline_fds = lifeline.fds
+        prepare_folder(folder)
+        self._opened.callback(remove_folder, folder)
+        self._bus = BusServer(folder / BUS_NAME)
+        self._opened.callback(self._bus.close, _LINGER_S)
+        self._door = self._opened.enter_context(DoorServer(folder))
+        self._poller = zmq.Poller()
+        for source in (self._bus.socket, self._wake_fd, *self._lifeline_fds):
+            self._poller.register(source, zmq.POLLIN)
+
+    def _start_reading(self) -> None:
+        self._reception = Reception(
+            self._door,
+            self._bus,
+            self._ledger,
+            self._poller,
+            store=self._manifest.fingerprint,
+            store_path=self._options.store,
+            arena_fd=self._options.arena_fd,
+            geometry=self._arena.geometry,
+        )
+        self._readers = Readers(
+            self._ledger,
+            self._files,
+            self._arena.frames,
+            num_experts=self._manifest.num_experts,
+            num_threads=self._options.threads,
+            rate=self._options.rate,
+            wake_fd=self._wake_fd,
+            timeline=self._timeline,
+        )
+        self._opened.callback(self._end_readers)
+
+    def _drain(self) -> None:
+        """Close the door, let fills under way finish, say goodbye to everyone."""
+        self._door.close()
+        self._ledger.close()
+        until = time.monotonic() + DRAIN_S
+        while not (self._readers.join(TURN_MS / 1000) or self._is_in_a_hurry or time.monotonic() > until):
+            self._count_turn()
+        self._say(self._ledger.take_outbox())
+        self._reception.tell_everyone(Stopped(self._stop_reason))
+        if self._timeline and self._options.timeline:
+            self._timeline.write(self._options.timeline)
+
+    def _end_readers(self) -> None:
+        """The arena and the files must not go while a thread still reads."""
+        self._ledger.close()
+        if not self._readers.join(0.0 if self._is_in_a_hurry else DRAIN_S):
+            log.warning("leaving without waiting for a read that has not ended")
+
+    # --- one turn ----------------------------------------------------------------------------
+
+    def _turn(self) -> None:
+        ready: dict[object, int] = dict(self._poller.poll(TURN_MS))
+        self._count_turn()
+        if self._wake_fd in ready:
+            os.eventfd_read(self._wake_fd)
+        self._reception.bury(ready)
+        if self._bus.socket in ready:
+            for identity, command in self._bus.receive():
+                self._obey(identity, command)
+        if self._door.fileno() in ready:
+            self._reception.answer_knocks()
+        self._say(self._ledger.take_outbox())
+        self._bus.send_backlogs()
+        self._door.send_away_the_silent()
+        if not ready.keys().isdisjoint(self._lifeline_fds):
+            self.stop("the process that started this loader has died")
+        if self._readers.error:
+            raise self._readers.error
+
+    def _count_turn(self) -> None:
+        self._arena.header[H_TURNS] = (int(self._arena.header[H_TURNS]) + 1) & _TURN_MASK
+
+    def _obey(self, identity: bytes, command: Command) -> None:
+        client = self._reception.client_of(identity)
+        if client is None:
+            return  # it left earlier in this turn
+        if not client.is_greeted and not isinstance(command, Hello | Goodbye):
+            self._ledger.complain(client, "order", f"{type(command).__name__} came before Hello")
+            return
+        match command:
+            case Hello():
+                self._greet(client, command)
+            case Fetch():
+                self._ledger.fetch(client, command)
+            case Release():
+                self._ledger.release(client, command.tickets)
+            case Snapshot():
+                self._bus.send(identity, self._stats(client))
+            case Goodbye():
+                self._reception.let_go(client, "it said goodbye")
+            case Shutdown():
+                self._shut_down(client)
+            case _:
+                assert_never(command)
+
+    def _greet(self, client: Client, hello: Hello) -> None:
+        if client.is_greeted or hello.client != client.number:
+            text = f"Hello of client {hello.client} from client {client.number}, who says it once, as itself"
+            self._ledger.complain(client, "order", text)
+            return
+        self._ledger.greet(client, hello.held)
+        self._bus.send(client.identity, Ready(self._ledger.epoch))
+
+    def _shut_down(self, client: Client) -> None:
+        if client.pid == self._owner_pid:
+            self.stop("its owner asked for it")
+            return
+        text = f"only process {self._owner_pid}, which started this loader, may stop it"
+        self._ledger.complain(client, "order", text)
+
+    def _stats(self, client: Client) -> Stats:
+        values = {
+            "frames": self._arena.geometry.num_frames,
+            **self._ledger.stats(client),
+            **asdict(self._readers.snapshot()),
+            "bus_ignored": self._bus.num_ignored,
+            "bus_garbled": self._bus.num_garbled,
+            "bus_lost": self._bus.num_lost,
+            "door_refused": self._door.num_refused,
+        }
+        return Stats(tuple(values), tuple(values.values()))
+
+    def _say(self, outbox: Outbox) -> None:
+        """Faults first: whoever finds its ticket dropped can then learn why."""
+        for number, fault in outbox.faults:
+            self._log_fault(number, fault)
+            self._reception.tell(number, fault)
+        for number, words in outbox.staged.items():
+            self._reception.tell(number, Staged(tuple(words)))
+        for number, tickets in outbox.dropped.items():
+            self._reception.tell(number, Dropped(tuple(tickets)))
+        if outbox.doomed:
+            self._ledger.drop_doomed(outbox.doomed)
+
+    def _log_fault(self, number: int, fault: Fault) -> None:
+        self._num_logged_faults += 1
+        if self._num_logged_faults <= _MAX_LOGGED_FAULTS:
+            log.warning("fault (%s) for client %d: %s", fault.kind, number, fault.text)
+
+
+def _check_stride(arena: Arena, manifest: Manifest) -> None:
+    if arena.geometry.frame_bytes != manifest.layout.stride:
+        raise StoreError(
+            f"the arena has frames of {format_size(arena.geometry.frame_bytes)}, the store's experts take "
+            f"{format_size(manifest.layout.stride)}: start a new arena for this store"
+        )
+
+
+@contextlib.contextmanager
+def _stopped_by_signals(service: Service) -> Iterator[None]:
+    """SIGTERM and SIGINT stop the service, in the main thread; elsewhere they are not ours."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    former = {
+        number: signal.signal(number, lambda n, _: service.stop(signal.Signals(n).name))
+        for number in (signal.SIGTERM, signal.SIGINT)
+    }
+    try:
+        yield
+    finally:
+        for number, action in former.items():
+            signal.signal(number, action)
