@@ -4,7 +4,7 @@ Pure arithmetic over sizes; it asks no machine and starts nothing, so the superv
 embedding client plan alike. Knows the arrangements that need no CUDA: direct and emulated.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from protocol.errors import MemoryBudgetError
 from protocol.manifest import Manifest
@@ -25,7 +25,8 @@ class Asked:
 
     `arrangement` is settled ("direct" or "emulated"). `free_bytes` is the memory that can be
     taken now. `free_frames` is set when the arena is there already: the frames of a running loader
-    that no other client has reserved.
+    that no other client has reserved. `may_pass`: the policy may serve an expert without keeping
+    it, whatever room there is.
     """
 
     arrangement: str
@@ -33,7 +34,7 @@ class Asked:
     slots: int | None
     free_bytes: int
     free_frames: int | None = None
-    lookahead: int = 0
+    may_pass: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,14 +87,7 @@ def plan_budget(manifest: Manifest, asked: Asked) -> Budget:
     """
     _check(manifest, asked)
     plan = _plan_direct if asked.arrangement == "direct" else _plan_emulated
-    budget = plan(manifest, asked)
-    if asked.lookahead > 0 and budget.num_slots == manifest.top_k < manifest.num_keys:
-        idles = (
-            f"prefetch idles: a single token needs all {budget.num_slots} slots, "
-            f"it works from {manifest.top_k + 1} slots up"
-        )
-        return replace(budget, notices=(*budget.notices, idles))
-    return budget
+    return plan(manifest, asked)
 
 
 def _check(manifest: Manifest, asked: Asked) -> None:
@@ -152,25 +146,31 @@ def _plan_emulated(manifest: Manifest, asked: Asked) -> Budget:
 
 
 def _fit(manifest: Manifest, asked: Asked, room: _Room) -> tuple[int, int]:
-    """(slots, transit) within `room`: transit, never below one, shrinks before --slots do.
+    """(slots, transit) within `room`: transit shrinks to one before --slots do.
 
     Raises MemoryBudgetError when the smallest legal configuration does not fit.
     """
+    most = manifest.num_keys
     if asked.slots is not None:
-        target = asked.slots
-    elif room.num_experts >= manifest.num_keys:
-        target = manifest.num_keys
+        slots = min(asked.slots, most)
+    elif room.num_experts >= most + _most_transit(manifest, asked, most):
+        slots = most
     else:
-        target = max(room.num_experts - NUM_TRANSIT, manifest.top_k)
-    slots = min(target, manifest.num_keys, room.num_experts - 1)
+        slots = max(room.num_experts - NUM_TRANSIT, manifest.top_k)
+    if room.num_experts < slots + min(_most_transit(manifest, asked, slots), 1):
+        slots = room.num_experts - 1
     if slots < manifest.top_k:
-        least = manifest.top_k + 1
+        least = manifest.top_k + min(_most_transit(manifest, asked, manifest.top_k), 1)
         raise MemoryBudgetError(
             f"{room.words}, at least {least} are needed ({format_size(least * manifest.layout.stride)}): "
             f"{room.advice}"
         )
-    most_transit = min(NUM_TRANSIT, max(manifest.num_keys - slots, 1))
-    return slots, min(most_transit, room.num_experts - slots)
+    return slots, min(_most_transit(manifest, asked, slots), room.num_experts - slots)
+
+
+def _most_transit(manifest: Manifest, asked: Asked, slots: int) -> int:
+    """How many transit slots are of use beside `slots`: none when every expert has a slot and keeps it."""
+    return min(NUM_TRANSIT, max(manifest.num_keys - slots, 1 if asked.may_pass else 0))
 
 
 def _room_for_frames(manifest: Manifest, asked: Asked, share: int) -> _Room:

@@ -38,7 +38,7 @@ def asked(arrangement: str = "direct", **settings: object) -> Asked:
 
 def test_every_expert_gets_a_slot_when_half_of_memory_holds_them() -> None:
     budget = plan_budget(manifest_of(), asked())
-    assert (budget.num_slots, budget.num_transit, budget.num_frames) == (32, 1, 33)
+    assert (budget.num_slots, budget.num_transit, budget.num_frames) == (32, 0, 32)
     assert budget.reason == "room for all 32 experts"
 
 
@@ -65,9 +65,13 @@ def test_no_more_transit_slots_than_experts_without_a_slot() -> None:
     assert plan_budget(manifest_of(), asked(slots=31)).num_transit == 1
 
 
-def test_ram_for_exactly_all_experts_leaves_one_frame_for_transit() -> None:
-    budget = plan_budget(manifest_of(), asked(ram=32 * STRIDE))
-    assert (budget.num_slots, budget.num_transit) == (31, 1)
+def test_ram_for_exactly_all_experts_holds_them_all() -> None:
+    assert plan_budget(manifest_of(), asked(ram=32 * STRIDE)).num_slots == 32
+
+
+def test_a_policy_that_may_pass_experts_by_gets_a_transit_slot_always() -> None:
+    budget = plan_budget(manifest_of(), asked(may_pass=True))
+    assert (budget.num_slots, budget.num_transit, budget.num_frames) == (32, 1, 33)
 
 
 def test_smaller_ram_beats_slots_and_is_named() -> None:
@@ -88,14 +92,8 @@ def test_more_slots_than_experts_are_taken_for_all() -> None:
     assert "more than the model's 32 experts" in budget.notices[0]
 
 
-def test_top_k_slots_are_legal_and_prefetch_idles() -> None:
-    budget = plan_budget(manifest_of(), asked(slots=2, lookahead=1))
-    assert budget.num_slots == 2
-    assert "prefetch idles" in budget.notices[0]
-
-
-def test_without_lookahead_nothing_is_said_about_prefetch() -> None:
-    assert plan_budget(manifest_of(), asked(slots=2)).notices == ()
+def test_top_k_slots_are_legal() -> None:
+    assert plan_budget(manifest_of(), asked(slots=2)).num_slots == 2
 
 
 def test_fewer_slots_than_top_k_are_refused() -> None:
@@ -179,6 +177,7 @@ def test_the_cuda_device_is_refused() -> None:
     ram=st.none() | st.integers(0, 100 * STRIDE),
     free=st.integers(0, 300 * STRIDE),
     free_frames=st.none() | st.integers(0, 64),
+    may_pass=st.booleans(),
 )
 def test_a_plan_is_legal_and_stays_within_what_there_is(
     arrangement: str,
@@ -187,6 +186,7 @@ def test_a_plan_is_legal_and_stays_within_what_there_is(
     ram: int | None,
     free: int,
     free_frames: int | None,
+    may_pass: bool,
 ) -> None:
     manifest = manifest_of(top_k=top_k)
     try:
@@ -198,12 +198,13 @@ def test_a_plan_is_legal_and_stays_within_what_there_is(
                 ram=ram,
                 free_bytes=free,
                 free_frames=free_frames,
+                may_pass=may_pass,
             ),
         )
     except (ValueError, MemoryBudgetError):
         return
     assert top_k <= budget.num_slots <= manifest.num_keys
-    assert budget.num_transit >= 1
+    assert budget.num_transit >= 1 or (budget.num_slots == manifest.num_keys and not may_pass)
     assert slots is None or budget.num_slots <= slots
     if free_frames is not None:
         assert budget.num_frames <= free_frames

@@ -1,0 +1,197 @@
+"""Assembly: every part of an offloaded model, opened in order and put together.
+
+The composition root of compute: it alone knows store, skeleton, loader, policy, transport and
+stage at once. Whatever is opened is noted on an ExitStack, so that it closes in reverse.
+"""
+
+import logging
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from compute import experts, policies, skeleton
+from compute.budget import Asked, Budget, choose_arrangement, plan_budget
+from compute.cache_folder import check_quantization, find_store
+from compute.client import LoaderClient
+from compute.discovery import MoeLayer, discover
+from compute.kernels.reference import ReferenceKernel
+from compute.loader_process import start_loader
+from compute.passes import Passes
+from compute.policies.base import CacheShape
+from compute.predictors.gate import GateLookahead
+from compute.prefetch import PrefetchPlanner
+from compute.recording import Recording
+from compute.residency import Residency
+from compute.router_probs import RouterProbs
+from compute.settings import Settings
+from compute.stage import Stage
+from compute.transports.base import Transport
+from compute.transports.direct import DirectTransport
+from compute.transports.emulated import EmulatedTransport
+from compute.vacancy import Vacancy, look_in
+from protocol.arena import available_memory_bytes
+from protocol.errors import StoreError
+from protocol.manifest import Manifest
+from protocol.timeline import Timeline
+
+_DEVICE = "cpu"
+
+_log = logging.getLogger("sidestage")
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """An offloaded model in pieces."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase | None
+    store: Path
+    manifest: Manifest
+    stage: Stage
+    passes: Passes
+    budget: Budget
+    arrangement_reason: str
+    notices: tuple[str, ...]
+
+
+def assemble(
+    model: str | None, settings: Settings, timeout_s: float, recording: Recording, opened: ExitStack
+) -> Parts:
+    """Open everything that an offloaded `model` needs; `opened` closes it and holds no reference to it."""
+    has_cuda = torch.cuda.is_available()
+    arrangement, reason = choose_arrangement(settings.arrangement, settings.device, has_cuda)
+    policy_class = policies.find(settings.policy)
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    store, manifest, vacancy = _find(model, settings, timeout_s)
+    built, tokenizer = skeleton.build(store, manifest, settings.dtype, _DEVICE)
+    layers = _moe_layers(built, store, manifest)
+    asked = Asked(
+        arrangement=arrangement,
+        ram=settings.ram,
+        slots=settings.slots,
+        free_bytes=available_memory_bytes(),
+        free_frames=vacancy.num_frames if vacancy else None,
+        may_pass=hasattr(policy_class, "choose_admitted"),
+    )
+    budget = plan_budget(manifest, asked)
+    client = _open_client(store, manifest, settings, budget, timeout_s, recording, opened)
+    transport = _open_transport(arrangement, client, settings, budget, recording.timeline)
+    opened.callback(transport.close)
+    stage = _open_stage(manifest, layers, settings, transport, recording.timeline)
+    opened.callback(stage.close)
+    for layer in layers:
+        experts.bind(layer.experts, stage, layer.index)
+        opened.callback(experts.unbind, layer.experts)
+    passes = Passes(stage.begin_pass)
+    passes.guard(built)
+    notices = _tell(arrangement, reason, budget, stage)
+    return Parts(built, tokenizer, store, manifest, stage, passes, budget, reason, notices)
+
+
+def _find(model: str | None, settings: Settings, timeout_s: float) -> tuple[Path, Manifest, Vacancy | None]:
+    """The store, from the model's name or from the loader that serves it."""
+    if model is None:
+        if settings.connect is None:
+            raise ValueError("no model is named: name a checkpoint or a store, or connect to a loader")
+        vacancy = look_in(settings.connect, "", timeout_s)
+        store = Path(vacancy.store_path)
+        manifest = Manifest.read(store)
+        check_quantization(store, manifest, settings.quantization)
+        return store, manifest, vacancy
+    store = find_store(model, settings.quantization)
+    manifest = Manifest.read(store)
+    if settings.connect is not None:
+        return store, manifest, look_in(settings.connect, manifest.fingerprint, timeout_s)
+    manifest.check_shards(store)
+    return store, manifest, None
+
+
+def _moe_layers(model: PreTrainedModel, store: Path, manifest: Manifest) -> list[MoeLayer]:
+    """The model's MoE layers, checked to be the store's: keys count layers in forward order."""
+    layers = discover(model)
+    if [layer.name for layer in layers] != list(manifest.layers):
+        raise StoreError(
+            f"{store} holds {manifest.num_layers} MoE layers ({manifest.layers[0]}, ...), the model runs "
+            f"{len(layers)} ({layers[0].name}, ...): convert it again with this version of transformers"
+        )
+    return layers
+
+
+def _open_client(
+    store: Path,
+    manifest: Manifest,
+    settings: Settings,
+    budget: Budget,
+    timeout_s: float,
+    recording: Recording,
+    opened: ExitStack,
+) -> LoaderClient:
+    """A client of the loader at `--connect`, or of one that is started here and restarted if it dies."""
+    revive: Callable[[], None] | None = None
+    endpoint = settings.connect
+    if endpoint is None:
+        loader = opened.enter_context(
+            start_loader(
+                store, num_frames=budget.num_frames, timeline=recording.loader_file, timeout_s=timeout_s
+            )
+        )
+        endpoint, revive = loader.endpoint, loader.restart
+    return opened.enter_context(
+        LoaderClient(
+            endpoint,
+            quota=budget.num_frames,
+            store=manifest.fingerprint,
+            timeout_s=timeout_s,
+            revive=revive,
+            timeline=recording.timeline,
+        )
+    )
+
+
+def _open_transport(
+    arrangement: str, client: LoaderClient, settings: Settings, budget: Budget, timeline: Timeline | None
+) -> Transport:
+    slots, transit = budget.num_slots, budget.num_transit
+    if arrangement == "direct":
+        return DirectTransport(client, num_slots=slots, num_transit=transit)
+    return EmulatedTransport(
+        client, num_slots=slots, num_transit=transit, rate=settings.link, timeline=timeline
+    )
+
+
+def _open_stage(
+    manifest: Manifest,
+    layers: list[MoeLayer],
+    settings: Settings,
+    transport: Transport,
+    timeline: Timeline | None,
+) -> Stage:
+    top_k, num_experts = manifest.top_k, manifest.num_experts
+    shape = CacheShape(manifest.num_layers, num_experts, top_k, transport.num_slots)
+    policy = policies.named(settings.policy, shape)
+    ahead = settings.lookahead
+    return Stage(
+        manifest=manifest,
+        residency=Residency(transport.num_slots, top_k, policy),
+        transport=transport,
+        kernel=ReferenceKernel(manifest.layout),
+        predictor=GateLookahead(layers, ahead) if ahead else None,
+        prefetch=PrefetchPlanner(num_experts, top_k, manifest.layout.stride, ahead) if ahead else None,
+        timeline=timeline,
+        router_probs=RouterProbs(layers) if policy.needs_probs else None,
+        policy_name=settings.policy,
+    )
+
+
+def _tell(arrangement: str, reason: str, budget: Budget, stage: Stage) -> tuple[str, ...]:
+    """Log what was chosen and why; return, and log, what the user should know."""
+    _log.info("arrangement %s: %s; %d slots: %s", arrangement, reason, budget.num_slots, budget.reason)
+    notices = (*budget.notices, *stage.notices)
+    for notice in notices:
+        _log.warning("%s", notice)
+    return notices
