@@ -11,6 +11,9 @@ from pathlib import Path
 
 from protocol.units import parse_rate
 
+#: A reader thread that has its bytes should not wait long for the loop to let go of the interpreter.
+_SWITCH_S = 0.0005
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status."""
@@ -51,6 +54,7 @@ def _serve(arguments: argparse.Namespace) -> int:
     from protocol.child import report_error, report_ready
     from protocol.errors import SidestageError
 
+    sys.setswitchinterval(_SWITCH_S)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
     ready_fd: int | None = arguments.ready_fd
 

@@ -41,9 +41,10 @@ class FrameTable:
         Raises StoreError when its frames hold experts of another store.
         """
         self._arena = arena
-        self._frames = arena.frame_table
-        self._leases = arena.leases
-        self._completions = arena.completions
+        # memoryviews: single words come out as ints, six times as fast as from arrays
+        self._frames = arena.frame_table.data
+        self._leases = arena.leases.data
+        self._completions = arena.completions.data
         self._place_mask = arena.geometry.num_tickets - 1
         self._num_leases = [0] * arena.geometry.num_frames
         self._frame_of: dict[int, int] = {}
@@ -83,21 +84,21 @@ class FrameTable:
 
     def leased_tickets(self, client: int) -> list[int]:
         """The client's tickets with a lease."""
-        row = self._leases[client]
-        return [int(row[place]) >> 40 for place in np.flatnonzero(row)]
+        row = self._arena.leases[client]
+        return [int(word) >> 40 for word in row[row != 0]]
 
     def has_lease(self, ticket: TicketId) -> bool:
-        return int(self._leases[ticket.client, self.place(ticket.ticket)]) >> 40 == ticket.ticket
+        return self._leases[ticket.client, ticket.ticket & self._place_mask] >> 40 == ticket.ticket
 
     def is_published(self, ticket: TicketId) -> bool:
         """The ticket's completion word is out, whether staged or dropped."""
-        return int(self._completions[ticket.client, self.place(ticket.ticket)]) >> 40 == ticket.ticket
+        return self._completions[ticket.client, ticket.ticket & self._place_mask] >> 40 == ticket.ticket
 
     # --- leases ------------------------------------------------------------------------------
 
     def lease(self, ticket: TicketId, frame: int) -> None:
         """Grant the right to `frame`, sealed or FILLING, until `release`."""
-        generation = int(self._frames[frame, F_GENERATION])
+        generation = self._frames[frame, F_GENERATION]
         self._write_lease(ticket, frame, generation + (generation & 1))
 
     def publish(self, ticket: TicketId) -> int:
@@ -105,7 +106,7 @@ class FrameTable:
         place = self.place(ticket.ticket)
         word = self._leases[ticket.client, place]
         self._completions[ticket.client, place] = word
-        return int(word)
+        return word
 
     def publish_dropped(self, ticket: TicketId) -> None:
         """Tell the ticket's client that no frame will come."""
@@ -115,7 +116,7 @@ class FrameTable:
     def release(self, ticket: TicketId) -> bool:
         """The lease comes back. False: the ticket had none."""
         place = self.place(ticket.ticket)
-        number, _, frame = split_completion(int(self._leases[ticket.client, place]))
+        number, _, frame = split_completion(self._leases[ticket.client, place])
         if number != ticket.ticket or not number:
             return False
         self._leases[ticket.client, place] = 0
@@ -130,7 +131,7 @@ class FrameTable:
         """Take back every lease of the client and blank its ticket area for the next one."""
         for ticket in self.leased_tickets(client):
             self.release(TicketId(client, ticket))
-        self._completions[client] = 0
+        self._arena.completions[client] = 0
 
     def touch(self, key: int) -> None:
         """A client let `key` go: should nobody lease it, it is the last to be refilled."""
@@ -146,7 +147,7 @@ class FrameTable:
         Needs `has_room`. Returns the frame.
         """
         frame = self._free.pop() if self._free else self._forget_oldest()
-        generation = int(self._frames[frame, F_GENERATION])
+        generation = self._frames[frame, F_GENERATION]
         for ticket in tickets:
             self._write_lease(ticket, frame, generation + 2)
         self._frames[frame, F_GENERATION] = generation + 1
@@ -156,7 +157,7 @@ class FrameTable:
     def seal(self, frame: int) -> None:
         """FILLING -> SEALED: the bytes are there and will not change under this generation."""
         assert self._is_filling(frame), frame
-        self._frames[frame, F_GENERATION] += np.uint64(1)
+        self._frames[frame, F_GENERATION] += 1
         key = self._key_in(frame)
         self._frame_of[key] = frame
         if not self._num_leases[frame]:
@@ -178,11 +179,11 @@ class FrameTable:
         """
         self._arena.header[H_EPOCH] += np.uint64(1)
         for client in set(range(self._arena.geometry.num_clients)).difference(living):
-            self._leases[client] = 0
-            self._completions[client] = 0
-        self._leases[self._leases != self._completions] = 0
+            self._arena.leases[client] = 0
+            self._arena.completions[client] = 0
+        self._arena.leases[self._arena.leases != self._arena.completions] = 0
         self._sort_frames()
-        for client, place in np.argwhere(self._leases):
+        for client, place in np.argwhere(self._arena.leases):
             self._count_recovered_lease(int(client), int(place))
         self._idle = OrderedDict(
             (frame, key) for key, frame in self._frame_of.items() if not self._num_leases[frame]
@@ -199,7 +200,7 @@ class FrameTable:
         held[:] = ours
 
     def _sort_frames(self) -> None:
-        for frame, (generation, occupant) in enumerate(self._frames.tolist()):
+        for frame, (generation, occupant) in enumerate(self._arena.frame_table.tolist()):
             if generation & 1:
                 self._vacate(frame)
             if generation & 1 or not occupant or occupant - 1 in self._frame_of:
@@ -209,11 +210,11 @@ class FrameTable:
         self._free.reverse()  # the lowest first
 
     def _count_recovered_lease(self, client: int, place: int) -> None:
-        number, generation, frame = split_completion(int(self._leases[client, place]))
+        number, generation, frame = split_completion(self._leases[client, place])
         is_sound = (
             frame < len(self._num_leases)
             and self._frame_of.get(self._key_in(frame)) == frame
-            and int(self._frames[frame, F_GENERATION]) & GENERATION_MASK == generation
+            and self._frames[frame, F_GENERATION] & GENERATION_MASK == generation
             and number & self._place_mask == place
         )
         if is_sound:
@@ -240,10 +241,10 @@ class FrameTable:
 
     def _vacate(self, frame: int) -> None:
         self._frames[frame, F_OCCUPANT] = 0
-        self._frames[frame, F_GENERATION] += np.uint64(1)
+        self._frames[frame, F_GENERATION] += 1
 
     def _is_filling(self, frame: int) -> bool:
-        return bool(int(self._frames[frame, F_GENERATION]) & 1)
+        return bool(self._frames[frame, F_GENERATION] & 1)
 
     def _key_in(self, frame: int) -> int:
-        return int(self._frames[frame, F_OCCUPANT]) - 1
+        return self._frames[frame, F_OCCUPANT] - 1
