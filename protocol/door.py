@@ -27,6 +27,7 @@ PATIENCE_S = 5.0
 MAX_VISITORS = 32
 
 _UCRED = struct.Struct("3i")
+_INT = struct.Struct("i")
 
 
 class Peer(NamedTuple):
@@ -167,8 +168,8 @@ class DoorServer:
     def _forget(self, fd: int) -> None:
         visitor = self._visitors.pop(fd)
         self._epoll.unregister(fd)
-        visitor.connection.close()
         self.num_refused += 1
+        visitor.connection.close()
 
 
 def _refusal(peer: Peer, num_bytes: int) -> str:
@@ -209,7 +210,7 @@ def enter(path: str | os.PathLike[str], knock: Knock, timeout_s: float) -> Admis
                 raise RefusedError(f"the loader at {path} belongs to user {peer.uid}: start one of your own")
             with contextlib.suppress(BrokenPipeError):
                 connection.send(encode(knock))
-            answer, fds, flags, _ = socket.recv_fds(connection, MAX_ANSWER_BYTES, 2, socket.MSG_CMSG_CLOEXEC)
+            answer, fds, is_whole = _receive(connection)
         except TimeoutError:
             raise LoaderLostError(
                 f"the loader at {path} did not answer within {timeout_s:g} s: is it hung? "
@@ -218,7 +219,7 @@ def enter(path: str | os.PathLike[str], knock: Knock, timeout_s: float) -> Admis
         except OSError as error:
             raise LoaderLostError(f"no loader answers at {path}: {error.strerror or error}") from error
     try:
-        welcome = _understand(path, answer, flags, len(fds))
+        welcome = _understand(path, answer, is_whole and len(fds) == 2)
     except BaseException:
         for fd in fds:
             os.close(fd)
@@ -237,7 +238,23 @@ def _connect(connection: socket.socket, path: str, timeout_s: float) -> None:
             time.sleep(0.01)
 
 
-def _understand(path: str | os.PathLike[str], answer: bytes, flags: int, num_fds: int) -> Welcome:
+def _receive(connection: socket.socket) -> tuple[bytes, list[int], bool]:
+    """The answer, the fds that came with it (not inheritable), and whether all of it fitted.
+
+    `socket.recv_fds` of Python 3.11 ignores its flags, so it cannot be asked for the latter two.
+    """
+    space = socket.CMSG_LEN(2 * _INT.size)
+    answer, ancillary, flags, _ = connection.recvmsg(MAX_ANSWER_BYTES, space, socket.MSG_CMSG_CLOEXEC)
+    fds = [
+        fd
+        for level, kind, data in ancillary
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS
+        for (fd,) in _INT.iter_unpack(data[: len(data) - len(data) % _INT.size])
+    ]
+    return answer, fds, not flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC)
+
+
+def _understand(path: str | os.PathLike[str], answer: bytes, has_fds: bool) -> Welcome:
     if not answer:
         raise LoaderLostError(
             f"the loader at {path} closed the door without an answer: it is full or stopping"
@@ -245,7 +262,7 @@ def _understand(path: str | os.PathLike[str], answer: bytes, flags: int, num_fds
     message = decode(answer)
     if isinstance(message, Refused):
         raise RefusedError(message.text)
-    if not isinstance(message, Welcome) or flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or num_fds != 2:
+    if not isinstance(message, Welcome) or not has_fds:
         raise ProtocolError(f"the loader at {path} answered a Knock with {type(message).__name__}")
     if message.version != PROTOCOL_VERSION:
         raise RefusedError(
