@@ -123,8 +123,9 @@ def _model_class(config: Any) -> Any:
 
 
 def _experts_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Modules that dispatch through transformers' experts interface, which sets these flags on them."""
     for name, module in model.named_modules():
-        if hasattr(module, "_is_expert_parallel") and hasattr(module, "is_transposed"):
+        if hasattr(module, "is_concatenated") and hasattr(module, "is_transposed"):
             yield name, module
 
 

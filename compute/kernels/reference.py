@@ -21,7 +21,6 @@ class _Experts(Protocol):
     has_gate: bool
     has_bias: bool
     is_transposed: bool
-    has_post_expert_norm: bool
 
     def _apply_gate(self, gate_up_out: torch.Tensor) -> torch.Tensor: ...
     def act_fn(self, hidden: torch.Tensor) -> torch.Tensor: ...
@@ -77,7 +76,8 @@ class ReferenceKernel:
         else:
             inner = experts.act_fn(self._project(experts, blob, "up_proj", rows))
         out = self._project(experts, blob, "down_proj", inner)
-        return experts.post_expert_norm(out) if experts.has_post_expert_norm else out
+        has_norm = getattr(experts, "has_post_expert_norm", False)  # unknown to transformers before 5.18
+        return experts.post_expert_norm(out) if has_norm else out
 
     def weight(self, blob: torch.Tensor, name: str, dtype: torch.dtype) -> torch.Tensor:
         """The parameter `name` in `dtype`: as the module holds it, or [N, K] when it is quantized.

@@ -100,7 +100,7 @@ def test_scratch_made_in_inference_mode_serves_outside_of_it() -> None:
 
 
 def experts_of(model: nn.Module) -> Iterator[nn.Module]:
-    return (module for module in model.modules() if hasattr(module, "_is_expert_parallel"))
+    return (module for module in model.modules() if hasattr(module, "is_concatenated"))
 
 
 def own_tensors(module: nn.Module, expert: int) -> dict[str, torch.Tensor]:
@@ -169,5 +169,4 @@ def test_gate_and_bias_of_bfloat16_serve_float32_rows() -> None:
 
 def test_transformers_still_dispatches_by_the_flags_that_the_kernel_reads() -> None:
     module: Any = next(experts_of(transformers.AutoModelForCausalLM.from_config(tiny_config("gpt_oss"))))
-    flags = (module.has_gate, module.has_bias, module.is_transposed, module.has_post_expert_norm)
-    assert flags == (True, True, True, False)
+    assert (module.has_gate, module.has_bias, module.is_transposed) == (True, True, True)
