@@ -6,30 +6,18 @@ Adds lru and belady to every row of cells, as the ends of the scale on which `ga
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, replace
-from functools import lru_cache
-from multiprocessing import get_context
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 
-from compute.replay import Outcome, Scope, num_slots_of, replay
-from compute.trace import LayerSteps, layer_steps
-from compute.trace_file import read
+from compute.replay import Outcome, Scope
+from compute.replay_worker import Cell, Replayed, ReplayWorker, replay_cell
 
 #: A gap between lru and belady below this says nothing.
 LEAST_GAP = 0.001
 FLOOR, CEILING = "lru", "belady"
-
-
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """One replay. `capacity` is a fraction of the experts; `num_tokens` cuts the trace (None: all of it)."""
-
-    trace: Path
-    policy: str
-    capacity: float
-    scope: Scope = Scope.GLOBAL
-    num_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,67 +47,7 @@ class Result:
         }
 
 
-Replayed = tuple[int, Outcome]
 Progress = Callable[[int, int], None]
-
-
-def compare(cells: Sequence[Cell], num_processes: int = 1, progress: Progress | None = None) -> list[Result]:
-    """Replay every cell; results in the cells' order. `progress(done, of)` after each replay.
-
-    Raises ValueError for a trace, a policy or a capacity that cannot be used.
-    """
-    wanted = list(dict.fromkeys(cell for given in cells for cell in (*_scale(given), given)))
-    wanted.sort(key=lambda cell: str(cell.trace))
-    replayed: dict[Cell, Replayed] = {}
-    for cell, result in _replay_all(wanted, num_processes):
-        replayed[cell] = result
-        if progress:
-            progress(len(replayed), len(wanted))
-    return [_result(cell, replayed) for cell in cells]
-
-
-def gap_closed(hit_rate: float, lru: float, belady: float) -> float | None:
-    """The share of the way from lru's to belady's hit rate; None where that way is too short."""
-    return (hit_rate - lru) / (belady - lru) if belady - lru >= LEAST_GAP else None
-
-
-def _scale(cell: Cell) -> tuple[Cell, Cell]:
-    """The two cells between which this one is read."""
-    return replace(cell, policy=FLOOR), replace(cell, policy=CEILING)
-
-
-def _result(cell: Cell, replayed: dict[Cell, Replayed]) -> Result:
-    slots, outcome = replayed[cell]
-    lru, belady = (replayed[end][1].hit_rate for end in _scale(cell))
-    return Result(cell, slots, outcome, gap_closed(outcome.hit_rate, lru, belady))
-
-
-def _replay_all(cells: list[Cell], num_processes: int) -> Iterator[tuple[Cell, Replayed]]:
-    if num_processes == 1:
-        yield from ((cell, _replay(cell)) for cell in cells)
-        return
-    # Spawned, as a fork would copy the caller's threads' locks.
-    with ProcessPoolExecutor(num_processes, mp_context=get_context("spawn")) as pool:
-        cell_of = {pool.submit(_replay, cell): cell for cell in cells}
-        try:
-            for future in as_completed(cell_of):
-                yield cell_of[future], future.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _replay(cell: Cell) -> Replayed:
-    steps = _steps(cell.trace, cell.num_tokens)
-    num_slots = num_slots_of(cell.capacity, steps, cell.scope)
-    num_caches = 1 if cell.scope is Scope.GLOBAL else steps.num_layers
-    return num_slots * num_caches, replay(steps, cell.policy, num_slots, cell.scope)
-
-
-@lru_cache(maxsize=1)
-def _steps(trace: Path, num_tokens: int | None) -> LayerSteps:
-    """A trace as layer-steps; kept for the next cell, which is mostly of the same trace."""
-    whole = read(trace)
-    return layer_steps(whole if num_tokens is None else whole.first(num_tokens))
 
 
 def cells_of(
@@ -136,3 +64,61 @@ def cells_of(
         for capacity in capacities
         for policy in policies
     ]
+
+
+def compare(cells: Sequence[Cell], num_processes: int = 1, progress: Progress | None = None) -> list[Result]:
+    """Replay every cell; results in the cells' order. `progress(done, of)` after each replay.
+
+    Raises ValueError for a trace, a policy or a capacity that cannot be used.
+    """
+    wanted = list(dict.fromkeys(cell for given in cells for cell in (*_scale(given), given)))
+    wanted.sort(key=lambda cell: (str(cell.trace), cell.num_tokens or 0))
+    replayed: dict[Cell, Replayed] = {}
+    for cell, result in _replay_all(wanted, num_processes):
+        replayed[cell] = result
+        if progress:
+            progress(len(replayed), len(wanted))
+    return [_result(cell, replayed) for cell in cells]
+
+
+def gap_closed(hit_rate: float, lru: float, belady: float) -> float | None:
+    """The share of the way from lru's to belady's hit rate; None where that way is too short."""
+    return (hit_rate - lru) / (belady - lru) if belady - lru >= LEAST_GAP else None
+
+
+def _scale(cell: Cell) -> tuple[Cell, Cell]:
+    """The two cells between which this one is read."""
+    return cell._replace(policy=FLOOR), cell._replace(policy=CEILING)
+
+
+def _result(cell: Cell, replayed: dict[Cell, Replayed]) -> Result:
+    slots, outcome = replayed[cell]
+    lru, belady = (replayed[end].outcome.hit_rate for end in _scale(cell))
+    return Result(cell, slots, outcome, gap_closed(outcome.hit_rate, lru, belady))
+
+
+def _replay_all(cells: list[Cell], num_processes: int) -> Iterator[tuple[Cell, Replayed]]:
+    if num_processes == 1:
+        yield from ((cell, replay_cell(cell)) for cell in cells)
+        return
+    with ExitStack() as stack:
+        # The processes end before the threads that wait for them, however this ends.
+        threads = stack.enter_context(ThreadPoolExecutor(num_processes))
+        idle: SimpleQueue[ReplayWorker] = SimpleQueue()
+        for _ in range(min(num_processes, len(cells))):
+            idle.put(stack.enter_context(ReplayWorker()))
+        cell_of = {threads.submit(_replay_in, idle, cell): cell for cell in cells}
+        try:
+            for future in as_completed(cell_of):
+                yield cell_of[future], future.result()
+        finally:
+            threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _replay_in(idle: SimpleQueue[ReplayWorker], cell: Cell) -> Replayed:
+    """Replay in whichever process is free; there are as many as threads."""
+    worker = idle.get()
+    try:
+        return worker.replay(cell)
+    finally:
+        idle.put(worker)

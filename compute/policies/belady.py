@@ -1,7 +1,8 @@
 """belady: the one whose next use is farthest leaves first; the bound of all who always admit. Offline.
 
 Rule: L. A. Belady, IBM Systems Journal 5(2), 1966, with a layer-step's whole set as one request.
-It counts the layer-steps it is shown, so it must be shown exactly those it was told.
+It counts the layer-steps it is shown, so it must be shown exactly those it was told. Exact where no
+layer-step needs more experts than there are slots; one that does admits nobody, foreseen or not.
 """
 
 from collections.abc import Container, Sequence

@@ -23,6 +23,9 @@ class VictimHeap:
     def __contains__(self, key: int) -> bool:
         return key in self._live
 
+    def __len__(self) -> int:
+        return len(self._live)
+
     def place(self, key: int, priority: float) -> None:
         self._clock += 1
         entry = (priority, self._clock, key)
