@@ -165,17 +165,16 @@ class LayerSteps:
 
         Where the trace kept only the chosen ones' probabilities, the others are NaN.
         """
+        trace, layer = self.trace, self.first_layer + step.layer
         tokens = slice(self.token_of_pass[pass_number], self.token_of_pass[pass_number + 1])
-        layer = self.first_layer + step.layer
-        experts = self.trace.experts[tokens, layer]
-        is_computed = experts[:, 0] >= 0
-        if self.trace.probs is not None:
-            mean: FloatArray = self.trace.probs[tokens, layer][is_computed].mean(axis=0, dtype=np.float32)
+        experts = trace.experts[tokens, layer]
+        if trace.probs is not None:
+            is_computed = experts.max(axis=1) >= 0
+            mean: FloatArray = trace.probs[tokens, layer][is_computed].mean(axis=0, dtype=np.float32)
             return mean
-        if self.trace.scores is None:
+        if trace.scores is None:
             return None
-        scores = self.trace.scores[tokens, layer][is_computed]
-        return _mean_scores(experts[is_computed], scores, self.num_experts)
+        return _mean_scores(experts, trace.scores[tokens, layer], self.num_experts)
 
 
 def layer_steps(trace: Trace) -> LayerSteps:
@@ -219,10 +218,15 @@ def _token_of_pass(trace: Trace) -> IntArray:
 
 
 def _mean_scores(experts: Int16Array, scores: HalfArray, num_experts: int) -> FloatArray:
-    """[tokens, k] scores as [num_experts]: their sum / the number of tokens, NaN where never chosen."""
+    """[tokens, k] scores as [num_experts]: their mean over the tokens computed, NaN where never chosen."""
     mean = np.full(num_experts, np.nan, dtype=np.float32)
-    mean[experts] = 0.0
-    np.add.at(mean, experts, scores.astype(np.float32) / len(experts))
+    is_given = experts >= 0
+    if len(experts) == 1 and is_given.all():
+        mean[experts[0]] = scores[0]
+        return mean
+    num_computed = np.count_nonzero(is_given.any(axis=1))
+    mean[experts[is_given]] = 0.0
+    np.add.at(mean, experts[is_given], scores[is_given].astype(np.float32) / num_computed)
     return mean
 
 

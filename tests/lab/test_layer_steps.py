@@ -86,6 +86,14 @@ def test_where_only_scores_are_known_the_others_are_nan() -> None:
     assert np.array_equal(seen, [0.25, 0.5, 0.25, np.nan], equal_nan=True)
 
 
+def test_what_was_not_computed_is_not_in_the_mean() -> None:
+    whole = trace_of([[[0, 1]], [[-1, -1]], [[3, -1]]], passes=[0, 0, 0])
+    scores = np.where(whole.experts < 0, 0.0, 0.5).astype(np.float16)
+    trace = Trace(whole.experts, whole.phase, whole.sequence, 4, scores, pass_number=whole.pass_number)
+    seen = layer_steps(trace).probs(0, Step(0, [0, 1, 3]))
+    assert np.array_equal(seen, [0.25, 0.25, np.nan, 0.25], equal_nan=True)
+
+
 def test_without_scores_nothing_is_known() -> None:
     assert layer_steps(trace_of(TWO_TOKENS)).probs(0, Step(0, [0, 1])) is None
 
