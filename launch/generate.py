@@ -1,0 +1,160 @@
+"""The compute process of `sidestage run`: takes one Job, writes the text, answers with the result.
+
+`python -P -m launch.generate --job-fd N --answer-fd N --text-fd N --ready-fd N --lifeline-fd N`.
+Its answer is one JSON object: {"result": {...}}, {"error": "sentence"} or {"interrupted": true}.
+Knows the loader's endpoint, never its process.
+"""
+
+import argparse
+import json
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+from launch.job import Job
+from protocol.child import Lifeline, report_ready
+from protocol.errors import SidestageError
+from protocol.timeline import Timeline
+
+if TYPE_CHECKING:
+    from compute import Offloaded
+    from launch.narrator import Narrator
+
+Result = dict[str, object]
+
+
+def main() -> int:
+    """Do the job; the exit code is 0 unless there is no result."""
+    fds = _fds()
+    Lifeline(fds.lifeline_fd).watch(lambda: os._exit(1))
+    with os.fdopen(fds.text_fd, "w", encoding="utf-8", errors="replace") as text:
+        answer = _answer(fds, text)
+        _close_quietly(text)
+    with os.fdopen(fds.answer_fd, "w") as pipe:
+        json.dump(answer, pipe)
+    return 0 if "result" in answer else 1
+
+
+def _answer(fds: argparse.Namespace, text: TextIO) -> Result:
+    try:
+        import compute.offloaded  # noqa: F401 - seconds of imports, while the loader starts
+
+        with os.fdopen(fds.job_fd) as pipe:
+            job = Job.from_json(pipe.read())
+        return {"result": _perform(job, text, lambda: report_ready(fds.ready_fd, {}))}
+    except (SidestageError, ValueError) as error:
+        return {"error": str(error)}
+    except KeyboardInterrupt:
+        return {"interrupted": True}
+    except Exception as error:  # noqa: BLE001 - the supervisor tells the user; the trace goes to stderr
+        traceback.print_exc()
+        return {"error": f"the compute process failed: {type(error).__name__}: {error}"}
+
+
+def _perform(job: Job, text: TextIO, on_loaded: Callable[[], None]) -> Result:
+    """Load, generate, close, report. Raises what offload and generate raise."""
+    from compute import offload
+
+    _quieten()
+    timeline = Timeline("compute") if job.timeline else None
+    with offload(
+        job.store or None,
+        connect=job.endpoint,
+        slots=job.slots,
+        arrangement=job.arrangement,
+        policy=job.policy,
+        predictor=job.predictor,
+        lookahead=job.lookahead,
+        dtype=job.dtype,
+        device=job.device,
+        link=job.link,
+        threads=job.threads,
+        bits=job.bits,
+        group=job.group,
+        fast=job.fast,
+        timeout=job.timeout,
+        timeline=timeline,
+    ) as offloaded:
+        on_loaded()
+        result = _generate(job, offloaded, text)
+        result |= offloaded.report()
+    if timeline is not None and job.timeline is not None:
+        timeline.write(Path(job.timeline))
+    return result
+
+
+def _generate(job: Job, offloaded: "Offloaded", text: TextIO) -> Result:
+    import torch
+    from transformers import StoppingCriteriaList
+
+    from launch.narrator import Narrator
+    from launch.sampling import check_length, generation_keywords
+
+    model, tokenizer = offloaded.model, offloaded.tokenizer
+    if tokenizer is None:
+        raise ValueError("the model has no tokenizer: a prompt cannot be read; use offload() from Python")
+    inputs = tokenizer(job.prompt, return_tensors="pt").to(model.device)
+    prompt_tokens = int(inputs["input_ids"].shape[1])
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    check_length(prompt_tokens, job.max_new_tokens, context)
+    torch.manual_seed(job.seed)
+    narrator = Narrator(tokenizer, text if job.streams else None)
+    _drain_on_interrupt(narrator)
+    output = model.generate(
+        **inputs,
+        **generation_keywords(job),
+        streamer=narrator,
+        stopping_criteria=StoppingCriteriaList([narrator.stops]),
+    )
+    token_ids = output[0, prompt_tokens:].tolist()
+    return {
+        "text": tokenizer.decode(token_ids, skip_special_tokens=True),
+        "token_ids": token_ids,
+        "prompt_tokens": prompt_tokens,
+        "new_tokens": len(token_ids),
+        "ttft_s": narrator.ttft_s,
+        "tokens_per_second": narrator.tokens_per_second,
+        "generate_s": narrator.lasted_s,
+        "is_cut_short": narrator.wants_to_stop,
+        "seed": job.seed,
+    }
+
+
+def _drain_on_interrupt(narrator: "Narrator") -> None:
+    """From now on Ctrl-C lets the current token end; before, it is a KeyboardInterrupt."""
+
+    def stop(number: int, frame: object) -> None:
+        narrator.wants_to_stop = True
+
+    signal.signal(signal.SIGINT, stop)
+
+
+def _quieten() -> None:
+    """Progress bars belong on terminals."""
+    from transformers.utils import logging
+
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
+
+
+def _close_quietly(text: TextIO) -> None:
+    """Close the text's fd although its reader may have gone."""
+    try:
+        text.close()
+    except BrokenPipeError:
+        return  # what was not written has no reader
+
+
+def _fds() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="launch.generate")
+    for name in ("job", "answer", "text", "ready", "lifeline"):
+        parser.add_argument(f"--{name}-fd", type=int, required=True)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,30 @@
+"""Where results go: files that appear whole, or stdout. Checked before the work, written after it."""
+
+import os
+import sys
+from pathlib import Path
+
+
+def write_json(place: str, text: str) -> None:
+    """One line to stdout for "-", else a file that appears whole."""
+    if place == "-":
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
+        return
+    temporary = Path(f"{place}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text + "\n")
+        temporary.rename(place)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def check_place(option: str, place: str | None) -> None:
+    """Raise ValueError now if a file could not be written there later."""
+    if place is None or place == "-":
+        return
+    path = Path(place)
+    if path.is_dir():
+        raise ValueError(f"{option} {place} is a folder: name a file")
+    if not path.absolute().parent.is_dir():
+        raise ValueError(f"{option} {place}: the folder {path.absolute().parent} does not exist")

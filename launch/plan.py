@@ -1,0 +1,124 @@
+"""From settings to a plan: which store, which arrangement, how many slots and frames, and why.
+
+Reads a manifest and the machine's free memory; may have a checkpoint converted; starts no loader
+and imports no torch.
+"""
+
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+
+from compute.budget import Asked, Budget, choose_arrangement, plan_budget
+from compute.cache_folder import find_store
+from compute.policies import find
+from launch.config import RunConfig
+from launch.job import Job
+from protocol.arena import available_memory_bytes
+from protocol.manifest import Manifest
+from protocol.units import format_size
+
+SHIPPED_MODEL = Path(__file__).parent / "model"
+
+_MAX_SEED = 2**31
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is to run. `store` and `num_frames` are for a loader that we start; `store` None: there is one.
+
+    `headline` tells the user what was chosen, `notices` what else there is to know; `reason` and
+    `slots_reason` are "" where the compute process decides.
+    """
+
+    job: Job
+    store: Path | None
+    num_frames: int
+    headline: str
+    reason: str
+    slots_reason: str
+    notices: tuple[str, ...]
+
+
+def plan_run(config: RunConfig, prompt: str) -> Plan:
+    """Raises ValueError, ModelError, StoreError or MemoryBudgetError with a sentence."""
+    if config.connect is not None:
+        return _plan_attached(config, config.connect, prompt)
+    store = find_store(config.model or SHIPPED_MODEL, config.quantization)
+    manifest = Manifest.read(store)
+    manifest.check_shards(store)
+    arrangement, reason = choose_arrangement(config.arrangement, config.device, has_cuda())
+    asked = Asked(
+        arrangement=arrangement,
+        ram=config.ram,
+        slots=config.slots,
+        free_bytes=available_memory_bytes(),
+        may_pass=":" in config.policy or hasattr(find(config.policy), "choose_admitted"),
+    )
+    budget = plan_budget(manifest, asked)
+    return Plan(
+        job=_job(config, prompt, str(store), "", arrangement, budget.num_slots),
+        store=store,
+        num_frames=budget.num_frames,
+        headline=_headline(manifest, arrangement, budget, reason),
+        reason=reason,
+        slots_reason=budget.reason,
+        notices=budget.notices,
+    )
+
+
+def _plan_attached(config: RunConfig, endpoint: str, prompt: str) -> Plan:
+    """The loader's arena is there already: the compute process sees how much of it is free."""
+    store = str(find_store(config.model, config.quantization)) if config.model else ""
+    return Plan(
+        job=_job(config, prompt, store, endpoint, config.arrangement, config.slots),
+        store=None,
+        num_frames=0,
+        headline=f"attaching to the loader at {endpoint}",
+        reason="",
+        slots_reason="",
+        notices=(),
+    )
+
+
+def has_cuda() -> bool:
+    """Whether a CUDA driver is there, asked without importing torch."""
+    return Path("/dev/nvidiactl").exists()
+
+
+def _job(
+    config: RunConfig, prompt: str, store: str, endpoint: str, arrangement: str, slots: int | None
+) -> Job:
+    return Job(
+        store=store,
+        endpoint=endpoint,
+        prompt=prompt,
+        max_new_tokens=config.max_new_tokens,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        repetition_penalty=config.repetition_penalty,
+        seed=secrets.randbelow(_MAX_SEED) if config.seed is None else config.seed,
+        device=config.device,
+        dtype=config.dtype,
+        threads=config.threads,
+        bits=config.bits,
+        group=config.group,
+        fast=config.fast,
+        arrangement=arrangement,
+        slots=slots,
+        policy=config.policy,
+        predictor=config.predictor,
+        lookahead=config.layers_ahead,
+        link=config.link,
+        timeout=config.timeout,
+        streams=not config.is_quiet,
+        timeline=None,
+    )
+
+
+def _headline(manifest: Manifest, arrangement: str, budget: Budget, reason: str) -> str:
+    bits = "unquantized" if manifest.layout.bits == "none" else f"{manifest.layout.bits} bit"
+    total = format_size(manifest.expert_bytes_total)
+    return (
+        f"{manifest.model_type}, {manifest.num_keys} experts, {bits}, {total}; {budget.num_slots} in slots "
+        f"({budget.reason}); {arrangement} ({reason})"
+    )
