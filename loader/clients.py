@@ -98,9 +98,10 @@ class ClientTable:
         client.close()
 
     def close(self) -> None:
-        """Close every fd; the rows stay for a successor. Idempotent."""
+        """Close every fd and let go of the arena; the rows stay for a successor. Idempotent."""
         for client in self:
             client.close()
+        self._rows = self._rows[:0].copy()
 
     def _recover(self, number: int) -> None:
         pid, start_time = int(self._rows[number, C_PID]), int(self._rows[number, C_START_TIME])

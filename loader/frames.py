@@ -53,6 +53,11 @@ class FrameTable:
         self._num_leased = 0
         self._claim(store)
 
+    def close(self) -> None:
+        """Let go of the arena, which cannot be unmapped before. Idempotent."""
+        for words in (self._frames, self._leases, self._completions):
+            words.release()
+
     # --- asking ------------------------------------------------------------------------------
 
     @property

@@ -232,7 +232,7 @@ class Ledger:
                 self._abandon(fill)
             return not fill.tickets
 
-    def close(self) -> None:
+    def stop(self) -> None:
         """Drop what still waits; `take` answers None from now on. Fills under way may finish."""
         with self._work:
             self._is_closing = True
@@ -242,10 +242,11 @@ class Ledger:
             self._wake_clients()
             self._work.notify_all()
 
-    def close_clients(self) -> None:
-        """Close the clients' fds; their rows stay for a successor. Idempotent."""
+    def close(self) -> None:
+        """Close the clients' fds and let go of the arena, as it is. The last call; idempotent."""
         with self._work:
             self._clients.close()
+            self._frames.close()
 
     # --- asking, under the lock --------------------------------------------------------------
 

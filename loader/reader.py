@@ -17,6 +17,7 @@ import xxhash
 
 from loader.ledger import Fill, Ledger
 from loader.queue import TicketId
+from protocol.arena import Arena
 from protocol.errors import StoreError
 from protocol.manifest import Manifest
 from protocol.messages import ExpertId
@@ -100,7 +101,7 @@ class Readers:
         self,
         ledger: Ledger,
         files: StoreFiles,
-        frames: Bytes,
+        arena: Arena,
         *,
         num_experts: int,
         num_threads: int,
@@ -108,14 +109,15 @@ class Readers:
         wake_fd: int,
         timeline: Timeline | None,
     ) -> None:
-        """Start reading. `frames`: uint8 [num_frames, stride]; `wake_fd` is written to when the
-        outbox has something to say."""
+        """Start reading into the frames of `arena`; `wake_fd` is written to when the outbox has
+        something to say."""
         self.counters = ReadCounters()
         self.error: BaseException | None = None
         self._ledger = ledger
         self._files = files
-        self._frames = frames
+        self._arena = arena
         self._num_experts = num_experts
+        self._stride = arena.geometry.frame_bytes
         self._rate = rate
         self._wake_fd = wake_fd
         self._timeline = timeline
@@ -158,7 +160,7 @@ class Readers:
             self._ledger.fail(fill, problem)
             os.eventfd_write(self._wake_fd, 1)
             return
-        if self._rate and not self._pace(fill, start_ns / 1e9 + len(self._frames[fill.frame]) / self._rate):
+        if self._rate and not self._pace(fill, start_ns / 1e9 + self._stride / self._rate):
             return
         tickets = list(fill.tickets)
         self._count(fill, start_ns)
@@ -172,7 +174,7 @@ class Readers:
         problem = ""
         for _ in range(_ATTEMPTS):
             try:
-                self._files.read(fill.key, self._frames[fill.frame])
+                self._files.read(fill.key, self._arena.frames[fill.frame])
                 return ""
             except StoreError as error:
                 problem = str(error)
@@ -191,7 +193,7 @@ class Readers:
     def _count(self, fill: Fill, start_ns: int) -> None:
         with self._lock:
             self.counters.reads += 1
-            self.counters.bytes_read += len(self._frames[fill.frame])
+            self.counters.bytes_read += self._stride
             self.counters.read_us += (time.monotonic_ns() - start_ns) // 1000
 
     def _draw(

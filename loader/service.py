@@ -162,7 +162,7 @@ class Service:
         _check_stride(self._arena, self._manifest)
         self._arena.populate()
         self._ledger = Ledger(self._arena, self._manifest.fingerprint, self._manifest.num_keys)
-        self._opened.callback(self._ledger.close_clients)
+        self._opened.callback(self._ledger.close)
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._opened.callback(os.close, self._wake_fd)
 
@@ -196,7 +196,7 @@ class Service:
         self._readers = Readers(
             self._ledger,
             self._files,
-            self._arena.frames,
+            self._arena,
             num_experts=self._manifest.num_experts,
             num_threads=self._options.threads,
             rate=self._options.rate,
@@ -208,7 +208,7 @@ class Service:
     def _drain(self) -> None:
         """Close the door, let fills under way finish, say goodbye to everyone."""
         self._door.close()
-        self._ledger.close()
+        self._ledger.stop()
         until = time.monotonic() + DRAIN_S
         while not (self._readers.join(TURN_MS / 1000) or self._is_in_a_hurry or time.monotonic() > until):
             self._count_turn()
@@ -219,7 +219,7 @@ class Service:
 
     def _end_readers(self) -> None:
         """The arena and the files must not go while a thread still reads."""
-        self._ledger.close()
+        self._ledger.stop()
         if not self._readers.join(0.0 if self._is_in_a_hurry else DRAIN_S):
             log.warning("leaving without waiting for a read that has not ended")
 
