@@ -74,7 +74,6 @@ class LoaderClient:
         self._failure: SidestageError | None = None
         self._is_orphaned = False
         self.is_closed = False
-        self._last_problem = ""
         self._restarts = RestartBudget()
         self._patience = Patience(self.timeout_s)
         self._connection = self._first_connection()
@@ -371,43 +370,40 @@ class LoaderClient:
     def _recover(self) -> None:
         """Find the successor of a dead loader; with `revive`, replace one that is dead or hung."""
         until = time.monotonic() + self.timeout_s
+        problem = "it died"
         while True:
+            self._pause_before_try(problem)
             try:
-                self._restart()
+                if self._revive:
+                    self._revive()
                 self._take_last_words()
                 self._connection = self._enter([*self.tickets.held.values()], until, self._connection.known)
                 break
             except (RefusedError, ProtocolError) as error:
                 self._fail(error)
-            except SidestageError as error:
-                self._last_problem = str(error)
+            except (SidestageError, OSError) as error:
+                problem = str(error)
             if time.monotonic() > until:
                 self._fail(
                     LoaderLostError(
                         f"the loader died and has not come back within {self.timeout_s:g} s {TIMEOUT_HINT}: "
-                        f"{self._last_problem}"
+                        f"{problem}"
                     )
                 )
-            self._pause(_KNOCK_INTERVAL_S)
         self._resume()
 
-    def _restart(self) -> None:
-        """Have an owned loader restarted. Raises SidestageError when that did not work this time."""
-        if self._revive is None:
-            return
-        pause_s = self._restarts.pause_s(self._ledger.num_staged)
+    def _pause_before_try(self, problem: str) -> None:
+        pause_s: float | None = _KNOCK_INTERVAL_S
+        if self._revive:
+            pause_s = self._restarts.pause_s(self._ledger.num_staged)
         if pause_s is None:
             self._fail(
                 LoaderLostError(
                     f"the loader was restarted {MAX_RESTARTS_IN_VAIN} times and died each time before it "
-                    f"staged an expert: {self._last_problem}"
+                    f"staged an expert; the last time: {problem}"
                 )
             )
-        self._pause(pause_s)
-        self._revive()
-
-    def _pause(self, seconds: float) -> None:
-        if self._leaving.wait(seconds):
+        if self._leaving.wait(pause_s):
             self._fail(LoaderLostError("closed while the loader was away"))
 
     def _take_last_words(self) -> None:

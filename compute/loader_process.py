@@ -12,10 +12,13 @@ from pathlib import Path
 from typing import Self
 
 from compute.patience import timeout_setting
-from protocol.arena import ArenaGeometry, create_arena_fd
+from protocol.arena import H_TURNS, ArenaGeometry, create_arena_fd
 from protocol.child import Child
 from protocol.folder import create_folder, remove_folder
 from protocol.manifest import Manifest
+
+#: A fresh arena is populated before the loader is ready: this much a second, on a slow machine.
+_POPULATE_BYTES_PER_S = 256 * 2**20
 
 
 def start_loader(
@@ -48,6 +51,7 @@ class OwnedLoader:
 
     def __init__(self, geometry: ArenaGeometry, options: list[str], timeout_s: float) -> None:
         self.geometry = geometry
+        self.num_restarts = 0
         self._options = options
         self._timeout_s = timeout_s
         self._owner = os.getpid()
@@ -73,6 +77,11 @@ class OwnedLoader:
     def is_alive(self) -> bool:
         return self._child.poll() is None
 
+    @property
+    def turns(self) -> int:
+        """How often the loader's loop has gone round: a loader in which it stands still is hung."""
+        return int.from_bytes(os.pread(self._arena_fd, 8, 8 * H_TURNS), sys.byteorder)
+
     def restart(self) -> None:
         """Kill and reap the loader, dead, hung or well, and start another on the same arena.
 
@@ -83,6 +92,7 @@ class OwnedLoader:
                 raise RuntimeError("only an open loader can be restarted, by the process that started it")
             self._child.close(timeout_s=0.0)
             self._child, _ = self._spawn()
+            self.num_restarts += 1
 
     def close(self) -> None:
         """Stop the loader, then remove its folder and close the arena. Idempotent; nothing in a fork."""
@@ -99,13 +109,15 @@ class OwnedLoader:
         self.close()
 
     def _spawn(self) -> tuple[Child, dict[str, object]]:
+        # A loader that stops in order removes its folder, and the folder's folder when it was the last.
+        self.folder.parent.mkdir(mode=0o700, exist_ok=True)
         arena = ["--arena-fd", str(self._arena_fd), "--folder", os.fspath(self.folder)]
         child = Child.spawn(
             [sys.executable, "-P", "-m", "loader", "serve", *self._options, *arena],
             name="the loader",
             pass_fds=(self._arena_fd,),
             env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
-            ready_timeout_s=self._timeout_s,
+            ready_timeout_s=self._timeout_s + self.geometry.total_bytes / _POPULATE_BYTES_PER_S,
         )
         try:
             return child, child.wait_ready()

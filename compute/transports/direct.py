@@ -58,6 +58,7 @@ class DirectTransport:
 
     def wait(self, slots: Collection[int]) -> Arrivals:
         self._settle(self._client.completed())
+        assert slots, "a wait for nothing never ends"
         while all(self._staging.is_coming(slot) for slot in slots) and not self._fault:
             self._settle(self._client.wait())
         return self._tell()
@@ -69,8 +70,7 @@ class DirectTransport:
             raise ProtocolError(f"frame {completion.frame} changed under its lease: the loader is broken")
         return self._views.of(completion)
 
-    def flow_of(self, slot: int) -> int:
-        """The number of the timeline's arrow that brought the slot's expert."""
+    def flow_of(self, slot: int) -> int | None:
         return self._client.flow_id(self._staging.staged(slot).ticket)
 
     def stats(self) -> dict[str, int]:
@@ -80,6 +80,7 @@ class DirectTransport:
         return dict(self._last_stats)
 
     def close(self) -> None:
+        self._views = FrameViews()
         self._client.close()
 
     def _settle(self, completions: list[Completion]) -> None:

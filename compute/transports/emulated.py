@@ -74,6 +74,7 @@ class EmulatedTransport:
         self._chunks = ChunkQueue(chunk_bytes or chunk_bytes_for(rate))
         self._arrivals = Arrivals([], [])
         self._flow_ids: dict[int, int] = {}
+        self._staged_ns: dict[int, int] = {}
         self._num_steps = 0
         self._num_torn = 0
         self._num_torn_in_a_row = 0
@@ -117,6 +118,7 @@ class EmulatedTransport:
             return self._tell()
 
     def wait(self, slots: Collection[int]) -> Arrivals:
+        assert slots, "a wait for nothing never ends"
         with self._changed:
             while True:
                 self._check()
@@ -127,9 +129,8 @@ class EmulatedTransport:
     def blob(self, slot: int) -> Tensor:
         return self._slots[slot]
 
-    def flow_of(self, slot: int) -> int:
-        """The number of the timeline's arrow that brought the slot's expert."""
-        return self._flow_ids[slot]
+    def flow_of(self, slot: int) -> int | None:
+        return self._flow_ids.get(slot)
 
     def stats(self) -> dict[str, int]:
         """The loader's counters (after `close` the last asked for) and the link's."""
@@ -150,7 +151,9 @@ class EmulatedTransport:
         self._is_closing = True
         self._client.interrupt()
         os.eventfd_write(self._wake, 1)
-        self._thread.join()
+        self._thread.join(2 * self._client.timeout_s)
+        if self._thread.is_alive():
+            raise RuntimeError(f"the link thread has not ended within {2 * self._client.timeout_s:g} s")
         self._client.close()
         self._alarm.close()
         os.close(self._wake)
@@ -219,6 +222,7 @@ class EmulatedTransport:
             self._arrivals.dropped.append(slot)
         elif self._is_sound(slot):
             num_bytes = len(self._slots[slot])
+            self._staged_ns[slot] = time.monotonic_ns()
             self._chunks.add(slot, num_bytes, is_demand=fetch.is_demand, deadline=fetch.deadline)
 
     def _drive(self) -> None:
@@ -236,7 +240,8 @@ class EmulatedTransport:
     def _copy(self, chunk: Chunk, completion: Completion) -> None:
         from_ns = time.monotonic_ns()
         self._bytes[chunk.job, chunk.start : chunk.end] = completion.blob()[chunk.start : chunk.end]
-        start_ns, end_ns = self._link.book(from_ns, time.monotonic_ns(), chunk.num_bytes)
+        ready_ns, copied_ns = self._staged_ns[chunk.job], time.monotonic_ns()
+        start_ns, end_ns = self._link.book(ready_ns, from_ns, copied_ns, chunk.num_bytes)
         self._flights.append(_Flight(chunk, start_ns, end_ns))
         if self._timeline:
             self._timeline.span("copy", "link", start_ns, end_ns, slot=chunk.job, bytes=chunk.num_bytes)

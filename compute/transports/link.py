@@ -1,8 +1,11 @@
 """A link of RATE bytes a second: when what is put on it has crossed.
 
-Pure; times are passed in, in nanoseconds. First in, first out, without a gap and without a
-burst: a token bucket whose depth is what is in flight.
+Pure; times are passed in, in nanoseconds. First in, first out: a token bucket. It keeps the rate
+even when the thread that feeds it comes late, as a copy engine with its own queue would; it
+never goes beyond, except to catch up on lateness of at most CATCH_UP_NS.
 """
+
+CATCH_UP_NS = 10_000_000
 
 
 class LinkClock:
@@ -16,18 +19,20 @@ class LinkClock:
         self.busy_ns = 0
         self._free_at_ns = 0
 
-    def book(self, from_ns: int, copied_ns: int, num_bytes: int) -> tuple[int, int]:
+    def book(self, ready_ns: int, from_ns: int, copied_ns: int, num_bytes: int) -> tuple[int, int]:
         """When a chunk crosses: (from, until).
 
-        It was put on the link at `from_ns`, and its bytes lie at the other end since `copied_ns`,
-        before which it has not crossed.
+        It could have been put on the link at `ready_ns` and was at `from_ns`; its bytes lie at the
+        other end since `copied_ns`, before which it has not crossed.
         """
-        start_ns = max(from_ns, self._free_at_ns)
-        wire_ns = num_bytes * 10**9 // self.rate if self.rate else 0
-        end_ns = max(start_ns + wire_ns, copied_ns)
+        if self.rate is None:
+            start_ns, end_ns = from_ns, copied_ns
+        else:
+            start_ns = max(ready_ns, from_ns - CATCH_UP_NS, self._free_at_ns)
+            end_ns = start_ns + num_bytes * 10**9 // self.rate
         self._free_at_ns = end_ns
         self.busy_ns += end_ns - start_ns
-        return start_ns, end_ns
+        return start_ns, max(end_ns, copied_ns)
 
 
 def chunk_bytes_for(rate: int | None) -> int:
