@@ -36,12 +36,12 @@ class ShuffledTransport:
         self.demand_order: list[int] = []
         self.most_busy_transit = 0
         self.is_closed = False
+        self.eagerness = eagerness
         self._blobs = blobs
         self._pool = torch.full((num_slots + num_transit, blobs.shape[1]), 255, dtype=torch.uint8)
         self._fetches: dict[int, _Fetch] = {}
         self._full: dict[int, int] = {}
         self._random = random.Random(seed)
-        self._eagerness = eagerness
 
     # --- the transport's contract ---------------------------------------------------------------
 
@@ -66,13 +66,13 @@ class ShuffledTransport:
         self.most_busy_transit = max(self.most_busy_transit, busy)
 
     def poll(self) -> Arrivals:
-        return self._end([slot for slot in self._fetches if self._random.random() < self._eagerness])
+        return self._end([slot for slot in self._fetches if self._random.random() < self.eagerness])
 
     def wait(self, slots: Collection[int]) -> Arrivals:
         assert slots, "a wait for nothing"
         assert set(slots) <= set(self._fetches), "a wait for a slot that is not on its way"
         sure = self._random.choice(sorted(slots))
-        also = [slot for slot in self._fetches if slot != sure and self._random.random() < self._eagerness]
+        also = [slot for slot in self._fetches if slot != sure and self._random.random() < self.eagerness]
         return self._end([sure, *also])
 
     def blob(self, slot: int) -> Tensor:
