@@ -12,6 +12,9 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 IMPLEMENTATION = "sidestage"
 
+#: What transformers' decorator has put on an experts module since 5.17.
+_FLAGS = ("has_gate", "has_bias", "is_transposed", "is_concatenated")
+
 
 class LayerRunner(Protocol):
     """What the experts function needs of a stage."""
@@ -24,7 +27,7 @@ class LayerRunner(Protocol):
 
 def is_experts_module(module: nn.Module) -> bool:
     """Whether `module` dispatches its forward through transformers' experts interface."""
-    return hasattr(module, "_is_expert_parallel") and hasattr(module, "is_transposed")
+    return all(hasattr(module, flag) for flag in _FLAGS)
 
 
 def register() -> None:

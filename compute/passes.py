@@ -70,4 +70,17 @@ def describe_pass(args: Sequence[object], kwargs: Mapping[str, object]) -> tuple
         tokens = kwargs.get("inputs_embeds")
     num_tokens = tokens.shape[:2].numel() if isinstance(tokens, torch.Tensor) else 0
     past = kwargs.get("past_key_values")
-    return num_tokens, past is None or (isinstance(past, Cache) and int(past.get_seq_length()) == 0)
+    return num_tokens, not (isinstance(past, Cache) and _has_seen_tokens(past))
+
+
+def _has_seen_tokens(cache: Cache) -> bool:
+    """Attention layers count their tokens; where a cache has only others, having state is having seen."""
+    counted = [layer.get_seq_length() for layer in cache.layers if hasattr(layer, "get_seq_length")]
+    if counted:
+        return int(max(counted)) > 0
+    return any(_holds_state(getattr(layer, "has_previous_state", False)) for layer in cache.layers)
+
+
+def _holds_state(flag: bool | dict[int, bool]) -> bool:
+    """transformers says it once for a layer, or for each of its states."""
+    return any(flag.values()) if isinstance(flag, dict) else flag

@@ -25,6 +25,14 @@ def name_of(model: nn.Module, module: nn.Module | None) -> str:
     return next(name for name, candidate in model.named_modules() if candidate is module)
 
 
+def skip_if_router_is_of_the_old_order(arch: str) -> None:
+    release = tuple(int(part) for part in transformers.__version__.split(".")[:2])
+    if arch == "granitemoe" and release < (5, 23):
+        pytest.skip(
+            "GraniteMoE's router answered in another order: without speculative gate, said in a notice"
+        )
+
+
 class Witness:
     """A stage that answers zeros and keeps what it was asked."""
 
@@ -42,6 +50,7 @@ class Witness:
 def test_layers_are_found_in_forward_order_with_router_and_norm(arch: str, tmp_path: Path) -> None:
     model, manifest = skeleton_of(arch, tmp_path)
     layers = discover(model)
+    skip_if_router_is_of_the_old_order(arch)
     assert [layer.name for layer in layers] == list(manifest.layers)
     assert [layer.index for layer in layers] == list(range(len(layers)))
     for layer in layers:
@@ -54,6 +63,7 @@ def test_layers_are_found_in_forward_order_with_router_and_norm(arch: str, tmp_p
 def test_router_of_norm_of_the_residual_is_the_layers_choice(arch: str, tmp_path: Path) -> None:
     model, _ = skeleton_of(arch, tmp_path)
     layers = discover(model)
+    skip_if_router_is_of_the_old_order(arch)
     residuals: list[torch.Tensor] = []
     witness = Witness()
     for layer in layers:

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from support.tiny_models import ARCHITECTURES, make_checkpoint
 from support.tiny_stores import make_tiny_store
 
-from compute import skeleton
+from compute import experts, skeleton
 from compute.discovery import discover
 from protocol.errors import ModelError, StoreError
 from protocol.manifest import Manifest
@@ -19,13 +19,11 @@ from protocol.manifest import Manifest
 def dense_bytes(checkpoint: Path) -> int:
     """Parameter bytes of the whole model, less those of its experts."""
     model = transformers.AutoModelForCausalLM.from_pretrained(checkpoint, dtype="auto")
-    experts = sum(
-        skeleton.parameter_bytes(module)
-        for module in model.modules()
-        if hasattr(module, "_is_expert_parallel")
+    expert_bytes = sum(
+        skeleton.parameter_bytes(module) for module in model.modules() if experts.is_experts_module(module)
     )
-    assert experts > 0
-    return skeleton.parameter_bytes(model) - experts
+    assert expert_bytes > 0
+    return skeleton.parameter_bytes(model) - expert_bytes
 
 
 @pytest.mark.parametrize("fused", [False, True], ids=["per-expert", "fused"])
