@@ -34,6 +34,7 @@ class GateLookahead:
         self._hooks: list[RemovableHandle] = []
         for layer in moe_layers:
             self._look_at(layer)
+        self.notices += _describe_blind(moe_layers)
 
     def begin_pass(self, num_tokens: int, is_new_sequence: bool) -> None:
         self._residual.clear()
@@ -59,8 +60,6 @@ class GateLookahead:
     def _look_at(self, layer: MoeLayer) -> None:
         """Note how to ask the layer's gate, and listen to what enters its norm."""
         if layer.gate_reason or layer.router is None or layer.norm is None:
-            reason = layer.gate_reason or "its router or its norm is not known"
-            self.notices.append(f"no speculative gate for MoE layer {layer.index}: {reason}")
             return
         self._gates[layer.index] = layer.norm, layer.router
 
@@ -81,3 +80,18 @@ class GateLookahead:
         means = logits.reshape(-1, logits.shape[-1]).float().mean(0)[wanted]
         ranked = sorted(zip(counts.tolist(), means.tolist(), wanted.tolist()), reverse=True)
         return [expert for _, _, expert in ranked]
+
+
+def _describe_blind(moe_layers: Sequence[MoeLayer]) -> list[str]:
+    """One sentence for each reason why layers cannot be peered into, however many they are."""
+    blind: dict[str, list[int]] = {}
+    for layer in moe_layers:
+        if layer.gate_reason:
+            blind.setdefault(layer.gate_reason, []).append(layer.index)
+    sentences = []
+    for reason, indices in blind.items():
+        which = f"layer {indices[0]}" if len(indices) == 1 else f"layers {indices[0]} to {indices[-1]}"
+        if len(indices) not in (1, indices[-1] - indices[0] + 1):
+            which = f"layers {', '.join(map(str, indices))}"
+        sentences.append(f"no speculative gate for MoE {which}: {reason}")
+    return sentences
