@@ -12,13 +12,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from compute.patience import TIMEOUT_HINT
-from protocol.arena import Arena, ArenaGeometry
+from protocol.arena import C_PID, Arena, ArenaGeometry
 from protocol.channel import BusClient
 from protocol.door import enter
 from protocol.errors import LoaderLostError, ProtocolError, RefusedError
 from protocol.messages import Fault, Goodbye, Hello, Knock, Ready, Welcome
 
-GOODBYE_LINGER_S = 1.0
+GOODBYE_TIMEOUT_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +94,15 @@ class Connection:
         if says_goodbye and not self.is_dead():
             with contextlib.suppress(LoaderLostError):
                 self.bus.send(Goodbye())
-                self.bus.close(GOODBYE_LINGER_S)
+                self._await_departure()
         self._opened.close()
+
+    def _await_departure(self) -> None:
+        """Until the loader has heard our goodbye, the frames of our quota are not free for others."""
+        row = self.arena.clients[self.welcome.client]
+        until = time.monotonic() + GOODBYE_TIMEOUT_S
+        while int(row[C_PID]) == os.getpid() and not self.is_dead() and time.monotonic() < until:
+            time.sleep(0.0005)
 
     def _check_store(self, expected: str) -> None:
         if expected and self.welcome.store != expected:

@@ -14,7 +14,14 @@ import numpy.typing as npt
 
 from compute.connection import Connection
 from compute.tickets import TicketBook
-from protocol.arena import DROPPED_FRAME, F_GENERATION, GENERATION_MASK, Arena, split_completion
+from protocol.arena import (
+    DROPPED_FRAME,
+    F_GENERATION,
+    FRAME_MASK,
+    GENERATION_MASK,
+    Arena,
+    split_completion,
+)
 from protocol.errors import ProtocolError
 from protocol.messages import Completions, Dropped, Fault, Staged, Stats, Stopped
 
@@ -80,8 +87,9 @@ class Ledger:
             return
         words, place = connection.words, self.tickets.place
         found = [word for ticket in self.tickets.asked if (word := words[place(ticket)]) >> 40 == ticket]
+        self._await_reasons([word >> 40 for word in found if word & FRAME_MASK == DROPPED_FRAME], connection)
         for word in found:
-            self._end(word, connection)
+            self._end(word, connection.arena)
 
     def take_events(self, connection: Connection) -> None:
         """Take in every message that has arrived. Raises ProtocolError when the loader complains of us."""
@@ -89,10 +97,9 @@ class Ledger:
             match event:
                 case Staged(words=words):
                     for word in words:
-                        self._end(word, connection)
+                        self._end(word, connection.arena)
                 case Dropped(tickets=tickets):
-                    for ticket in tickets:
-                        self._drop(ticket, connection)
+                    self._close(tickets, connection.arena)
                 case Fault(text=text, tickets=tickets):
                     if not tickets or not self.tickets.held.keys().isdisjoint(tickets):
                         raise ProtocolError(f"loader and client disagree: {text}")
@@ -107,36 +114,39 @@ class Ledger:
         """The loader that was told of the cancellations is gone: end those tickets here."""
         self._close([ticket for ticket, asked in self.tickets.asked.items() if asked.is_cancelled], arena)
 
-    def _end(self, word: int, connection: Connection) -> None:
+    def _end(self, word: int, arena: Arena) -> None:
         """A completion word was published."""
         ticket, generation, frame = split_completion(word)
         if frame == DROPPED_FRAME:
-            self._drop(ticket, connection)
+            self._close([ticket], arena)
         elif ticket in self.tickets.asked:
-            completion = Completion(ticket, frame, generation, connection.arena)
+            completion = Completion(ticket, frame, generation, arena)
             self.tickets.hold(ticket, completion)
             self._untold.append(completion)
             self.num_staged += 1
 
-    def _drop(self, ticket: int, connection: Connection) -> None:
-        """The ticket ended without a frame: as we wished, with a fault, or because the loader stops."""
-        asked = self.tickets.asked.get(ticket)
-        if asked and not asked.is_cancelled:
-            self._await_reason(ticket, connection)
-        self._close([ticket] if ticket in self.tickets.asked else [], connection.arena)
-
     def _close(self, tickets: Iterable[int], arena: Arena) -> None:
+        """These ended without a frame: as we wished, with a fault, or because the loader stops."""
         for ticket in tickets:
-            self.tickets.drop(ticket)
-            self._untold.append(Completion(ticket, -1, 0, arena, self._faults.pop(ticket, "")))
+            if ticket in self.tickets.asked:
+                self.tickets.drop(ticket)
+                self._untold.append(Completion(ticket, -1, 0, arena, self._faults.pop(ticket, "")))
 
-    def _await_reason(self, ticket: int, connection: Connection) -> None:
-        """The word is read at once, the Fault that explains it has to travel."""
+    def _await_reasons(self, dropped: list[int], connection: Connection) -> None:
+        """A word is read at once, the Fault that explains it has to travel.
+
+        What we cancelled needs no reason, and a loader that stops gives none.
+        """
         until = time.monotonic() + _REASON_TIMEOUT_S
-        self.take_events(connection)
-        while ticket not in self._faults and not connection.is_dead() and time.monotonic() < until:
-            poll_fds((connection.bus.fileno,), _SHORT_S)
+        while any(not self._is_explained(ticket) for ticket in dropped):
             self.take_events(connection)
+            if self.stop_reason or connection.is_dead() or time.monotonic() > until:
+                return
+            poll_fds((connection.bus.fileno,), _SHORT_S)
+
+    def _is_explained(self, ticket: int) -> bool:
+        asked = self.tickets.asked.get(ticket)
+        return asked is None or asked.was_cancelled or ticket in self._faults
 
 
 def poll_fds(fds: Iterable[int], timeout_s: float) -> set[int]:

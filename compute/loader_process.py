@@ -58,8 +58,8 @@ class OwnedLoader:
         self._lock = threading.Lock()
         self._is_closed = False
         with ExitStack() as opened:
-            self._arena_fd = create_arena_fd(geometry)
-            opened.callback(os.close, self._arena_fd)
+            self.arena_fd = create_arena_fd(geometry)
+            opened.callback(os.close, self.arena_fd)
             self.folder = create_folder()
             opened.callback(remove_folder, self.folder)
             self._child, facts = self._spawn()
@@ -80,7 +80,7 @@ class OwnedLoader:
     @property
     def turns(self) -> int:
         """How often the loader's loop has gone round: a loader in which it stands still is hung."""
-        return int.from_bytes(os.pread(self._arena_fd, 8, 8 * H_TURNS), sys.byteorder)
+        return int.from_bytes(os.pread(self.arena_fd, 8, 8 * H_TURNS), sys.byteorder)
 
     def restart(self) -> None:
         """Kill and reap the loader, dead, hung or well, and start another on the same arena.
@@ -111,11 +111,11 @@ class OwnedLoader:
     def _spawn(self) -> tuple[Child, dict[str, object]]:
         # A loader that stops in order removes its folder, and the folder's folder when it was the last.
         self.folder.parent.mkdir(mode=0o700, exist_ok=True)
-        arena = ["--arena-fd", str(self._arena_fd), "--folder", os.fspath(self.folder)]
+        arena = ["--arena-fd", str(self.arena_fd), "--folder", os.fspath(self.folder)]
         child = Child.spawn(
             [sys.executable, "-P", "-m", "loader", "serve", *self._options, *arena],
             name="the loader",
-            pass_fds=(self._arena_fd,),
+            pass_fds=(self.arena_fd,),
             env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
             ready_timeout_s=self._timeout_s + self.geometry.total_bytes / _POPULATE_BYTES_PER_S,
         )

@@ -19,11 +19,15 @@ LeaseT = TypeVar("LeaseT")
 
 @dataclass(slots=True)
 class Asked:
-    """A ticket on its way: what is asked, and what was said about it since."""
+    """A ticket on its way: what is asked, and what was said about it since.
+
+    `was_cancelled` stays when a promotion takes a cancellation back: the loader may have obeyed.
+    """
 
     request: Request
     is_demand: bool
     is_cancelled: bool = False
+    was_cancelled: bool = False
 
 
 class TicketBook(Generic[LeaseT]):
@@ -73,7 +77,8 @@ class TicketBook(Generic[LeaseT]):
     def cancel(self, tickets: Iterable[int]) -> None:
         """These are not needed any more."""
         for ticket in tickets:
-            self.asked[ticket].is_cancelled = True
+            asked = self.asked[ticket]
+            asked.is_cancelled = asked.was_cancelled = True
 
     def hold(self, ticket: int, lease: LeaseT) -> None:
         """The ticket ended with a frame, which is leased from now on."""

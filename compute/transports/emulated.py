@@ -32,10 +32,9 @@ MAX_TORN_IN_A_ROW = 8
 
 
 class _Flight(NamedTuple):
-    """A chunk on the link."""
+    """A chunk on the link, which has crossed at `end_ns`."""
 
     chunk: Chunk
-    start_ns: int
     end_ns: int
 
 
@@ -242,7 +241,7 @@ class EmulatedTransport:
         self._bytes[chunk.job, chunk.start : chunk.end] = completion.blob()[chunk.start : chunk.end]
         ready_ns, copied_ns = self._staged_ns[chunk.job], time.monotonic_ns()
         start_ns, end_ns = self._link.book(ready_ns, from_ns, copied_ns, chunk.num_bytes)
-        self._flights.append(_Flight(chunk, start_ns, end_ns))
+        self._flights.append(_Flight(chunk, max(end_ns, copied_ns)))
         if self._timeline:
             self._timeline.span("copy", "link", start_ns, end_ns, slot=chunk.job, bytes=chunk.num_bytes)
             if chunk.start == 0:

@@ -20,10 +20,10 @@ class LinkClock:
         self._free_at_ns = 0
 
     def book(self, ready_ns: int, from_ns: int, copied_ns: int, num_bytes: int) -> tuple[int, int]:
-        """When a chunk crosses: (from, until).
+        """When a chunk is on the link: (from, until).
 
-        It could have been put on the link at `ready_ns` and was at `from_ns`; its bytes lie at the
-        other end since `copied_ns`, before which it has not crossed.
+        It could have been put there at `ready_ns`, its copy lasted from `from_ns` to `copied_ns`. A
+        chunk put there late is on the link in the past: it has crossed when it is copied, too.
         """
         if self.rate is None:
             start_ns, end_ns = from_ns, copied_ns
@@ -32,7 +32,7 @@ class LinkClock:
             end_ns = start_ns + num_bytes * 10**9 // self.rate
         self._free_at_ns = end_ns
         self.busy_ns += end_ns - start_ns
-        return start_ns, max(end_ns, copied_ns)
+        return start_ns, end_ns
 
 
 def chunk_bytes_for(rate: int | None) -> int:

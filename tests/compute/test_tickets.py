@@ -39,7 +39,7 @@ def test_promotion_takes_a_cancellation_back() -> None:
     tickets.cancel([request.ticket])
     tickets.promote([request.ticket])
     asked = tickets.asked[request.ticket]
-    assert asked.is_demand and not asked.is_cancelled
+    assert asked.is_demand and not asked.is_cancelled and asked.was_cancelled
 
 
 @pytest.mark.parametrize("quota", [0, 65])
