@@ -13,6 +13,10 @@ from protocol.arena import C_PID, C_QUOTA, C_START_TIME, Arena
 from protocol.errors import RefusedError
 
 
+class NoRoomError(RefusedError):
+    """There is no place for this client now; there may be when another has left."""
+
+
 @dataclass(slots=True)
 class Client:
     """One client. `identity` and `eventfd` are empty and -1 until it has come (back) in.
@@ -128,15 +132,20 @@ class ClientTable:
             raise RefusedError(f"there is no client number {resume}: knock as a new client")
         number = next((n for n in range(len(self._rows)) if n not in self._clients), None)
         if number is None:
-            raise RefusedError(
+            raise NoRoomError(
                 f"{len(self._rows)} clients are in, no more fit: close one, or start another loader"
             )
         return number
 
     def _check_quota(self, quota: int, already_promised: int) -> None:
-        left = self._num_frames - (self.promised - already_promised)
-        if not 0 < quota <= min(left, self._num_tickets):
+        most = min(self._num_frames, self._num_tickets)
+        if not 0 < quota <= most:
             raise RefusedError(
+                f"{quota} frames asked of an arena that grants 1 to {most}: ask for fewer slots"
+            )
+        left = self._num_frames - (self.promised - already_promised)
+        if quota > left:
+            raise NoRoomError(
                 f"{quota} frames asked, {left} of {self._num_frames} are not promised to other clients: "
                 f"ask for fewer slots, or give the loader more --ram"
             )

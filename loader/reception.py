@@ -6,17 +6,22 @@ processes: only proven death takes a client's leases, a stopped one keeps them.
 
 import logging
 import os
+import time
 from pathlib import Path
 
 import zmq
 
-from loader.clients import Client
+from loader.clients import Client, NoRoomError
 from loader.ledger import Ledger
 from protocol.arena import ArenaGeometry
 from protocol.channel import BusServer, new_identity
 from protocol.door import DoorServer, Visitor
 from protocol.errors import RefusedError
 from protocol.messages import PROTOCOL_VERSION, Event, Knock, Welcome
+
+#: How long a knock waits for room: the goodbye of one who has just left may still be on its way.
+GRACE_S = 0.25
+_MAX_WAITING = 32
 
 log = logging.getLogger("sidestage.loader")
 
@@ -48,6 +53,7 @@ class Reception:
         self._by_identity: dict[bytes, Client] = {}
         self._by_number: dict[int, Client] = {}
         self._by_pidfd: dict[int, Client] = {}
+        self._waiting: list[tuple[Visitor, Knock, float]] = []
         poller.register(door.fileno(), zmq.POLLIN)
         for client in ledger.clients():
             self._watch(client)
@@ -78,17 +84,34 @@ class Reception:
         self._ledger.remove(client)
         log.info("client %d is out: %s", client.number, why)
 
-    def answer_knocks(self) -> None:
-        """Let in or send away whoever stands in the door."""
-        for visitor, knock in self._door.knocks():
-            try:
-                self._check(knock)
-                client = self._ledger.admit(visitor.peer.pid, knock.quota, knock.resume)
-            except RefusedError as error:
-                visitor.refuse(str(error))
-                log.info("refused process %d: %s", visitor.peer.pid, error)
-                continue
-            self._let_in(visitor, client, knock)
+    def answer_knocks(self, has_visitors: bool) -> None:
+        """Let in or send away whoever stands in the door. Once per turn; asks the door if `has_visitors`."""
+        waiting, self._waiting = self._waiting, []
+        for visitor, knock, until in waiting:
+            self._answer(visitor, knock, until)
+        for visitor, knock in self._door.knocks() if has_visitors else []:
+            self._answer(visitor, knock, time.monotonic() + GRACE_S)
+        self._door.send_away_the_silent()
+
+    def close_door(self) -> None:
+        """Nobody comes in any more."""
+        self._door.close()
+        while self._waiting:
+            self._waiting.pop()[0].refuse("this loader is stopping")
+
+    def _answer(self, visitor: Visitor, knock: Knock, until: float) -> None:
+        try:
+            self._check(knock)
+            client = self._ledger.admit(visitor.peer.pid, knock.quota, knock.resume)
+        except RefusedError as error:
+            may_wait = isinstance(error, NoRoomError) and len(self._waiting) < _MAX_WAITING
+            if may_wait and time.monotonic() < until:
+                self._waiting.append((visitor, knock, until))
+                return
+            visitor.refuse(str(error))
+            log.info("refused process %d: %s", visitor.peer.pid, error)
+            return
+        self._let_in(visitor, client, knock)
 
     def _let_in(self, visitor: Visitor, client: Client, knock: Knock) -> None:
         self._forget(client.number)

@@ -207,7 +207,7 @@ class Service:
 
     def _drain(self) -> None:
         """Close the door, let fills under way finish, say goodbye to everyone."""
-        self._door.close()
+        self._reception.close_door()
         self._ledger.stop()
         until = time.monotonic() + DRAIN_S
         while not (self._readers.join(TURN_MS / 1000) or self._is_in_a_hurry or time.monotonic() > until):
@@ -234,11 +234,9 @@ class Service:
         if self._bus.socket in ready:
             for identity, command in self._bus.receive():
                 self._obey(identity, command)
-        if self._door.fileno() in ready:
-            self._reception.answer_knocks()
+        self._reception.answer_knocks(has_visitors=self._door.fileno() in ready)
         self._say(self._ledger.take_outbox())
         self._bus.send_backlogs()
-        self._door.send_away_the_silent()
         if not ready.keys().isdisjoint(self._lifeline_fds):
             self.stop("the process that started this loader has died")
         if self._readers.error:

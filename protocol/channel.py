@@ -21,6 +21,9 @@ QUEUE_LENGTH = 256
 #: Events kept for one client that does not read, beyond ZeroMQ's own queue.
 MAX_BACKLOG = 4096
 
+#: A socket that nobody closed must not keep its process from ending.
+_LINGER_MS = 1000
+
 _COMMANDS: tuple[type[Command], ...] = get_args(Command)
 _EVENTS: tuple[type[Event], ...] = get_args(Event)
 _T = TypeVar("_T")
@@ -44,6 +47,7 @@ class BusServer:
         self._backlogs: dict[bytes, deque[bytes]] = {}
         self._context = zmq.Context(io_threads=1)
         self.socket: zmq.Socket[bytes] = self._context.socket(zmq.ROUTER)
+        self.socket.setsockopt(zmq.LINGER, _LINGER_MS)
         self.socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self.socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
         self.socket.set_hwm(QUEUE_LENGTH)
@@ -134,6 +138,7 @@ class BusClient:
         self._timeout_s = timeout_s
         self._context = zmq.Context(io_threads=1)
         self._socket: zmq.Socket[bytes] = self._context.socket(zmq.DEALER)
+        self._socket.setsockopt(zmq.LINGER, _LINGER_MS)
         self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
         self._socket.setsockopt(zmq.SNDTIMEO, max(int(timeout_s * 1000), 1))
         self._socket.set_hwm(QUEUE_LENGTH)

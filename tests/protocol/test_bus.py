@@ -1,5 +1,7 @@
 """The bus: typed messages both ways, strangers unheard, nothing dropped silently."""
 
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -173,3 +175,13 @@ def test_closing_removes_the_socket_and_is_idempotent(folder: Path) -> None:
     server.close(0.1)
     server.close(0.1)
     assert not (folder / BUS_NAME).exists()
+
+
+def test_a_client_that_was_never_closed_does_not_keep_its_process_from_ending(tmp_path: Path) -> None:
+    code = f"""
+from protocol.channel import BusClient
+from protocol.messages import Snapshot
+client = BusClient("ipc://{tmp_path}/nobody", b"\\x01" * 16, 5)
+client.send(Snapshot())
+"""
+    subprocess.run([sys.executable, "-c", code], timeout=20, check=True)
