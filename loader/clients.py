@@ -76,7 +76,7 @@ class ClientTable:
         return sum(client.quota for client in self._clients.values())
 
     def admit(self, pid: int, quota: int, resume: int) -> Client:
-        """Give the process a row: the one it had (`resume`), or a free one (-1).
+        """Give the process a row: the one it had (`resume`), or a free one (-1). Then `seat` it.
 
         Raises RefusedError with the sentence for its user.
         """
@@ -92,8 +92,11 @@ class ClientTable:
         self._clients[number] = client
         self._rows[number, C_QUOTA] = quota
         self._rows[number, C_START_TIME] = start_time
-        self._rows[number, C_PID] = pid  # last: a row without a pid is no row
         return client
+
+    def seat(self, client: Client) -> None:
+        """The client knows that it is in. Without its pid a row is no row, should the loader crash."""
+        self._rows[client.number, C_PID] = client.pid
 
     def remove(self, client: Client) -> None:
         """The row is free again."""

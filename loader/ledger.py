@@ -107,6 +107,11 @@ class Ledger:
                 client.tickets = before.tickets
             return client
 
+    def seat(self, client: Client) -> None:
+        """The client has its Welcome: a successor will know it."""
+        with self._work:
+            self._clients.seat(client)
+
     def greet(self, client: Client, held: Iterable[int]) -> None:
         """Hello: the client still holds these leases, every other one comes back."""
         with self._work:
@@ -122,9 +127,9 @@ class Ledger:
         """The client has left or is dead: its tickets end and its leases come back."""
         with self._work:
             self._forget_unleased(client)
-            self._frames.clear_client(client.number)
             self._outbox.forget(client.number)
-            self._clients.remove(client)
+            self._clients.remove(client)  # first the row: should we crash now, all of it comes back
+            self._frames.clear_client(client.number)
             self._work.notify_all()
 
     # --- tickets -----------------------------------------------------------------------------

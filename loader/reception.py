@@ -122,6 +122,7 @@ class Reception:
         self._by_identity[client.identity] = self._by_number[client.number] = client
         self._watch(client)
         if visitor.welcome(self._welcome(client), self._arena_fd, client.eventfd):
+            self._ledger.seat(client)
             log.info("client %d is in: process %d, %d frames", client.number, client.pid, client.quota)
         else:
             self.let_go(client, "it went away in the door")
