@@ -9,12 +9,15 @@ probation until its first use: its deadline gone by, it is the first to leave. A
 has gone by as soon as `access` has looked up that layer-step.
 """
 
-from collections.abc import Callable, Container, Iterable, Sequence, Set
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import cast
 
 from compute.counters import ResidencyCounters
-from compute.policies.base import EvictionPolicy, FloatArray
+from compute.policies import contract
+from compute.policies.base import AdmissionPolicy, EvictionPolicy, FloatArray
+from compute.probation import Probation
 
 _NOBODY = -1
 
@@ -52,7 +55,7 @@ class Residency:
     top_k: int
     policy: EvictionPolicy
     counters: ResidencyCounters = field(default_factory=ResidencyCounters)
-    _choose_admitted: Callable[[Sequence[int], int, Container[int]], list[int]] | None = field(init=False)
+    _may_pass: bool = field(init=False)
     _on_step: Callable[[int], None] | None = field(init=False)
     _free: list[int] = field(init=False)
     #: slot -> key
@@ -60,8 +63,7 @@ class Residency:
     #: key -> slot; an expert is in one of the two, or in none
     _resident: dict[int, int] = field(init=False, default_factory=dict)
     _coming: dict[int, int] = field(init=False, default_factory=dict)
-    #: key -> the layer-step it is meant for, of every guess on probation
-    _deadline: dict[int, int] = field(init=False, default_factory=dict)
+    _guesses: Probation = field(init=False, default_factory=Probation)
     #: slots whose fetch is on its way and cancelled
     _cancelled: set[int] = field(init=False, default_factory=set)
 
@@ -71,7 +73,7 @@ class Residency:
                 f"{self.num_slots} slots, but a token uses {self.top_k} experts at once: "
                 f"at least {self.top_k} slots are needed"
             )
-        self._choose_admitted = getattr(self.policy, "choose_admitted", None)
+        self._may_pass = hasattr(self.policy, "choose_admitted")
         self._on_step = getattr(self.policy, "on_step", None)
         self._free = list(range(self.num_slots - 1, -1, -1))
         self._key_in = [_NOBODY] * self.num_slots
@@ -99,12 +101,12 @@ class Residency:
 
     def is_on_probation(self, key: int) -> bool:
         """Whether `key` is a guess that nobody has used yet, there or on its way."""
-        return key in self._deadline
+        return key in self._guesses
 
     def is_awaited(self, index: int) -> bool:
         """Whether a layer-step waits for what is on its way to the slot: no guess, or no longer."""
         key = self._key_in[index]
-        return key in self._coming and key not in self._deadline
+        return key in self._coming and key not in self._guesses
 
     def resident_keys(self) -> set[int]:
         return set(self._resident)
@@ -122,9 +124,7 @@ class Residency:
     @property
     def num_guesses_coming(self) -> int:
         """Guesses on their way that nobody has cancelled."""
-        return sum(
-            key in self._deadline and slot not in self._cancelled for key, slot in self._coming.items()
-        )
+        return sum(key in self._guesses and slot not in self._cancelled for key, slot in self._coming.items())
 
     def speculative_room(self, clock: int) -> int:
         """How many more experts may be prefetched.
@@ -132,7 +132,7 @@ class Residency:
         Guesses on their way and unused ones stay within slots - top_k; those whose deadline has
         gone by do not count, as they leave for the next.
         """
-        live = len(self._deadline) - len(self._expired(clock))
+        live = len(self._guesses) - len(self._expired(clock))
         return max(self.num_slots - self.top_k - live, 0)
 
     def wasted_now(self, clock: int) -> int:
@@ -160,8 +160,8 @@ class Residency:
             else:
                 hits.append((key, slot))
         self.counters.hits += len(hits)
-        if self._deadline:
-            self._note_first_uses(keys)
+        if self._guesses:
+            self.counters.prefetch_used += self._guesses.leave_all(keys)
         access = self._admit(hits, absent, keys, clock) if absent else Access(hits, [], [], [], [])
         self.policy.on_access(layer, keys, probs)
         return access
@@ -171,13 +171,11 @@ class Residency:
 
         Each is named once; whoever asks must cancel its fetch.
         """
-        if not self._deadline:
+        if not self._guesses:
             return []
         coming, cancelled = self._coming, self._cancelled
-        overdue = [
-            coming[key] for key, deadline in self._deadline.items() if deadline <= clock and key in coming
-        ]
-        overdue = [slot for slot in overdue if slot not in cancelled]
+        slots = [coming[key] for key in self._guesses.gone_by(clock) if key in coming]
+        overdue = [slot for slot in slots if slot not in cancelled]
         cancelled.update(overdue)
         return overdue
 
@@ -190,14 +188,15 @@ class Residency:
         fresh = {key: deadline for key, deadline in wanted if not self._renew(key, deadline)}
         if not fresh:
             return Speculation([], [])
-        wanted_now = list(fresh)[: self.speculative_room(clock)]
-        excess = len(self._deadline) + len(wanted_now) - (self.num_slots - self.top_k)
-        evicted = self._evict(self._expired(clock, held)[: max(excess, 0)])
-        wanted_now = wanted_now[: self.num_slots - self.top_k - len(self._deadline)]
-        evicted += self._make_room(len(wanted_now), held, clock, spare_live=True)
+        newcomers = list(fresh)[: self.speculative_room(clock)]
+        most = self.num_slots - self.top_k
+        excess = max(len(self._guesses) + len(newcomers) - most, 0)
+        evicted = self._evict(self._expired(clock, held)[:excess])
+        newcomers = newcomers[: most - len(self._guesses)]
+        evicted += self._make_room(len(newcomers), held, clock, spare_live=True)
         coming = []
-        for key in wanted_now[: len(self._free)]:
-            self._deadline[key] = fresh[key]
+        for key in newcomers[: len(self._free)]:
+            self._guesses.enter(key, fresh[key])
             coming.append((key, self._occupy(key, is_guess=True)))
         self.counters.prefetch_issued += len(coming)
         return Speculation(coming, evicted)
@@ -215,8 +214,9 @@ class Residency:
     def dropped(self, index: int) -> int:
         """A cancelled guess ended without bytes: its slot is free again. Returns its key."""
         key = self._key_in[index]
-        assert key in self._coming and key in self._deadline, (index, key)
-        del self._coming[key], self._deadline[key]
+        assert key in self._coming and key in self._guesses, (index, key)
+        del self._coming[key]
+        self._guesses.leave(key)
         self._cancelled.discard(index)
         self.counters.prefetch_dropped += 1
         self._vacate(key, index)
@@ -238,11 +238,6 @@ class Residency:
         return self._key_in[index]
 
     # --- edges -------------------------------------------------------------------------------
-
-    def _note_first_uses(self, keys: Sequence[int]) -> None:
-        for key in keys:
-            if self._deadline.pop(key, None) is not None:
-                self.counters.prefetch_used += 1
 
     def _admit(
         self, hits: list[tuple[int, int]], absent: list[int], keys: Sequence[int], clock: int
@@ -269,23 +264,18 @@ class Residency:
 
     def _newcomers(self, missing: list[int], held: Set[int]) -> list[int]:
         """Those of `missing` that shall get a slot: all, unless the policy may let experts pass."""
-        if self._choose_admitted is None:
+        if not self._may_pass:
             return missing
+        policy = cast(AdmissionPolicy, self.policy)
         num_free = min(len(self._free), len(missing))
-        newcomers = self._choose_admitted(missing, num_free, self._unmovable(held))
-        if not set(newcomers) <= set(missing) or len(set(newcomers)) < len(newcomers):
-            raise ValueError(
-                f"{type(self.policy).__name__}.choose_admitted named {newcomers} out of {missing}: "
-                "it must name distinct experts of those"
-            )
-        return newcomers
+        return contract.choose_admitted(policy, missing, num_free, self._unmovable(held))
 
     def _renew(self, key: int, deadline: int) -> bool:
         """Whether `key` has a slot; a guess that has one is wanted for `deadline` now."""
         if key not in self._resident and key not in self._coming:
             return False
-        if deadline > self._deadline.get(key, deadline) and self._coming.get(key) not in self._cancelled:
-            self._deadline[key] = deadline
+        if self._coming.get(key) not in self._cancelled:
+            self._guesses.renew(key, deadline)
         return True
 
     def _occupy(self, key: int, is_guess: bool) -> int:
@@ -304,10 +294,10 @@ class Residency:
         evicted = []
         for key in keys:
             slot = self._resident.pop(key)
-            if self._deadline and self._deadline.pop(key, None) is not None:
-                self.counters.prefetch_wasted += 1
             self._vacate(key, slot)
             evicted.append((key, slot))
+        if self._guesses:
+            self.counters.prefetch_wasted += self._guesses.leave_all(keys)
         self.counters.evictions += len(evicted)
         return evicted
 
@@ -319,45 +309,29 @@ class Residency:
         """
         evicted: list[tuple[int, int]] = []
         lacking = count - len(self._free)
-        if lacking > 0 and self._deadline:
+        if lacking > 0 and self._guesses:
             evicted = self._evict(self._expired(clock, held)[:lacking])
             lacking -= len(evicted)
         if lacking > 0:
-            chosen = self._evict(self._victims(lacking, held))
-            evicted += chosen
-            lacking -= len(chosen)
-        if lacking > 0 and not spare_live:
-            evicted += self._evict(self._live_guesses(held)[:lacking])
-        return evicted
-
-    def _victims(self, count: int, held: Set[int]) -> list[int]:
-        """The policy's choice, held to its contract: it may be a user's own."""
-        unmovable = self._unmovable(held)
-        victims = self.policy.choose_victims(count, unmovable)
-        distinct = set(victims)
-        is_legal = len(distinct) == len(victims) <= count and unmovable.isdisjoint(distinct)
-        if not is_legal or not distinct <= self._resident.keys():
-            raise ValueError(
-                f"{type(self.policy).__name__}.choose_victims named {victims} when asked for {count}: "
-                f"it must name up to {count} distinct resident experts outside `held`"
+            victims = contract.choose_victims(
+                self.policy, lacking, self._unmovable(held), self._resident.keys()
             )
-        return victims
+            evicted += self._evict(victims)
+            lacking -= len(victims)
+        if lacking > 0 and not spare_live:
+            guesses = [key for key in self._guesses.farthest_first() if key in self._resident]
+            evicted += self._evict([key for key in guesses if key not in held][:lacking])
+        return evicted
 
     def _unmovable(self, held: Set[int]) -> Set[int]:
         """`held`, what is on its way, and guesses: residency itself decides when those leave."""
-        if self._coming or self._deadline:
-            return {*held, *self._coming, *self._deadline}
+        if self._coming or self._guesses:
+            return {*held, *self._coming, *self._guesses}
         return held
 
     def _expired(self, clock: int, held: Set[int] = frozenset()) -> list[int]:
         """Guesses there but unused although their deadline has gone by, in the order they were made."""
+        if not self._guesses:
+            return []
         resident = self._resident
-        return [
-            key
-            for key, deadline in self._deadline.items()
-            if deadline <= clock and key in resident and key not in held
-        ]
-
-    def _live_guesses(self, held: Set[int]) -> list[int]:
-        guesses = [key for key in self._deadline if key in self._resident and key not in held]
-        return sorted(guesses, key=self._deadline.__getitem__, reverse=True)
+        return [key for key in self._guesses.gone_by(clock) if key in resident and key not in held]

@@ -114,7 +114,9 @@ class Stage:
     def _look_ahead(self, layer: int, keys: list[int]) -> None:
         """Prefetch for the layers to come, as far as there is room for guesses."""
         predictor, prefetch, clock = self._predictor, self._prefetch, self._clock
-        if predictor is None or prefetch is None or not prefetch.may_ask(self._residency, clock):
+        if predictor is None or prefetch is None or self._residency.num_used == self._manifest.num_keys:
+            return
+        if not prefetch.may_ask(self._residency, clock):
             return
         first_key = layer * self._manifest.num_experts
         predictions = predictor.predict(layer, None, [key - first_key for key in keys])

@@ -1,6 +1,6 @@
 """Residency: the slot table keeps its promises whatever the order of steps, landings and cancels."""
 
-from collections.abc import Container
+from collections.abc import Container, Sequence
 
 import pytest
 from hypothesis import settings
@@ -193,6 +193,33 @@ def test_a_policy_that_names_a_wrong_victim_is_refused_by_name() -> None:
         table.access(0, [2], clock=1)
 
 
+class Choosy(Lru):
+    """Keeps whoever is there: a newcomer gets a slot only where one is free."""
+
+    def choose_admitted(self, missing: Sequence[int], num_free: int, held: Container[int]) -> list[int]:
+        return list(missing[:num_free])
+
+
+def test_a_policy_may_let_experts_pass() -> None:
+    table = Residency(2, 2, Choosy(CacheShape(NUM_LAYERS, NUM_EXPERTS, TOP_K, 2)))
+    assert [key for key, _ in step(table, [0], clock=0).admitted] == [0]
+    access = step(table, [1, 2], clock=1)
+    assert [key for key, _ in access.admitted] == [1]
+    assert (access.passing, access.evicted) == ([2], [])
+    assert table.counters.misses == 3
+
+
+class Inventive(Lru):
+    def choose_admitted(self, missing: Sequence[int], num_free: int, held: Container[int]) -> list[int]:
+        return [99]
+
+
+def test_a_policy_that_admits_whom_nobody_wants_is_refused_by_name() -> None:
+    table = Residency(2, 2, Inventive(CacheShape(NUM_LAYERS, NUM_EXPERTS, TOP_K, 2)))
+    with pytest.raises(ValueError, match=r"Inventive\.choose_admitted named \[99\] out of \[0\]"):
+        table.access(0, [0], clock=0)
+
+
 # --- whatever happens -------------------------------------------------------------------------------
 
 
@@ -231,7 +258,7 @@ class AnyOrder(RuleBasedStateMachine):
         }
 
     def is_live(self, key: int) -> bool:
-        return self.table._deadline[key] > self.clock
+        return key not in self.table._guesses.gone_by(self.clock)
 
     @rule(layer=st.integers(0, NUM_LAYERS - 1), experts=st.sets(st.integers(0, NUM_EXPERTS - 1), min_size=1))
     def layer_step(self, layer: int, experts: set[int]) -> None:
