@@ -4,10 +4,13 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+#: Called with (experts done, experts in all).
+Progress = Callable[[int, int], None]
+
 
 @contextmanager
-def progress_bar(name: str) -> Iterator[Callable[[int, int], None]]:
-    """Yields what is to be called with (experts done, experts in all)."""
+def progress_bar(name: str) -> Iterator[Progress]:
+    """Yields what shows the progress; nothing is shown where stderr is no terminal."""
     if sys.stderr is None or not sys.stderr.isatty():
         yield lambda done, total: None
         return
@@ -15,12 +18,12 @@ def progress_bar(name: str) -> Iterator[Callable[[int, int], None]]:
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
-        Progress,
         ProgressColumn,
         Task,
         TextColumn,
         TimeRemainingColumn,
     )
+    from rich.progress import Progress as Bar
     from rich.text import Text
 
     class Rate(ProgressColumn):
@@ -33,6 +36,6 @@ def progress_bar(name: str) -> Iterator[Callable[[int, int], None]]:
         MofNCompleteColumn(),
         TextColumn("experts"),
     )
-    with Progress(*columns, Rate(), TimeRemainingColumn(), console=Console(stderr=True)) as progress:
+    with Bar(*columns, Rate(), TimeRemainingColumn(), console=Console(stderr=True)) as progress:
         task = progress.add_task(name, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
