@@ -11,22 +11,15 @@ import platform
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import NoReturn, Self
 
-from compute.connection import Connection, KnownArena
+from compute.connection import Connection
+from compute.entrance import Entrance
 from compute.ledger import Completion, Ledger, poll_fds
-from compute.patience import (
-    MAX_RESTARTS_IN_VAIN,
-    TIMEOUT_HINT,
-    Patience,
-    RestartBudget,
-    Verdict,
-    timeout_setting,
-)
+from compute.patience import TIMEOUT_HINT, Patience, Verdict, timeout_setting
 from compute.tickets import TicketBook
 from protocol.arena import H_TURNS, Arena
-from protocol.errors import LoaderLostError, ProtocolError, RefusedError, SidestageError
+from protocol.errors import LoaderLostError, ProtocolError, SidestageError
 from protocol.messages import PROTOCOL_VERSION, Completions, Fetch, Knock, Release, Snapshot
 from protocol.timeline import Timeline
 
@@ -36,7 +29,6 @@ Wanted = tuple[int, int]
 SPIN_US = 20
 
 _TICK_S = 1.0
-_KNOCK_INTERVAL_S = 0.05
 _STATS_INTERVAL_S = 0.005
 
 
@@ -65,20 +57,18 @@ class LoaderClient:
         self.endpoint = os.fspath(endpoint)
         self.timeout_s = timeout_setting(timeout_s)
         self.num_restarts = 0
-        self._knock = Knock(PROTOCOL_VERSION, quota, store, completions, -1)
-        self._revive = revive
+        self.quota = quota
+        self._is_owner = revive is not None
         self._timeline = timeline
         self._owner = os.getpid()
-        self._leaving = threading.Event()
         self._lock = threading.RLock()
         self._failure: SidestageError | None = None
         self._is_orphaned = False
         self.is_closed = False
-        self._restarts = RestartBudget()
         self._patience = Patience(self.timeout_s)
-        self._connection = self._first_connection()
-        welcome = self._connection.welcome
-        self._knock = replace(self._knock, store=welcome.store, resume=welcome.client)
+        knock = Knock(PROTOCOL_VERSION, quota, store, completions, -1)
+        self._entrance = Entrance(self.endpoint, knock, self.timeout_s, revive)
+        self._connection = self._entrance.enter()
         self.tickets: TicketBook[Completion] = TicketBook(self.arena.geometry.num_tickets, quota)
         self._ledger = Ledger(self.tickets, completions)
         # Wakes the thread in `wait` when another thread has met something that it waits for.
@@ -98,10 +88,6 @@ class LoaderClient:
     @property
     def store_path(self) -> str:
         return self._connection.welcome.store_path
-
-    @property
-    def quota(self) -> int:
-        return self._knock.quota
 
     @property
     def loader_pid(self) -> int:
@@ -163,7 +149,7 @@ class LoaderClient:
         """Tickets that have ended since the last call, each once. Does not wait for any."""
         with self._lock:
             self._check_usable()
-            self._ledger.collect(self._connection)
+            self._listen(self._ledger.collect)
             ended = self._ledger.tell()
             if any(not completion.is_dropped for completion in ended):
                 self._note_progress()
@@ -204,7 +190,7 @@ class LoaderClient:
 
     def interrupt(self) -> None:
         """Let a thread that looks for the loader's successor give up; `close` is to follow."""
-        self._leaving.set()
+        self._entrance.leave()
 
     def close(self) -> None:
         """Say goodbye: what is awaited is cancelled, what is leased goes back. Idempotent.
@@ -260,13 +246,13 @@ class LoaderClient:
 
     def _hear(self) -> None:
         """Take in what has arrived: ZeroMQ's fd will not tell the thread in `wait` of it again."""
-        self._take_events()
+        self._listen(self._ledger.take_events)
         if self._ledger.has_news:
             os.eventfd_write(self._notice, 1)
 
-    def _take_events(self) -> None:
+    def _listen(self, take: Callable[[Connection], None]) -> None:
         try:
-            self._ledger.take_events(self._connection)
+            take(self._connection)
         except ProtocolError as error:
             self._fail(error)
 
@@ -281,7 +267,7 @@ class LoaderClient:
         """Block until there may be news. True: an fd in `wake` is readable."""
         with self._lock:
             self._check_usable()
-            self._take_events()
+            self._listen(self._ledger.take_events)
             if self._ledger.has_news:
                 return False
             connection = self._connection
@@ -309,12 +295,12 @@ class LoaderClient:
             self._check_patience()
 
     def _check_patience(self) -> None:
-        self._ledger.collect(self._connection)
+        self._listen(self._ledger.collect)
         if self._ledger.has_news:
             self._note_progress()
             return
         match self._patience.judge(time.monotonic(), self._turns()):
-            case Verdict.HUNG if self._revive:
+            case Verdict.HUNG if self._is_owner:
                 self._recover()
             case Verdict.OVER:
                 self._fail(
@@ -331,95 +317,23 @@ class LoaderClient:
         """How often the loader's loop has gone round."""
         return int(self.arena.header[H_TURNS])
 
-    # --- coming in, and back -------------------------------------------------------------------
-
-    def _first_connection(self) -> Connection:
-        until = time.monotonic() + self.timeout_s
-        while True:
-            try:
-                return self._enter((), until, None)
-            except LoaderLostError as error:
-                is_hopeless = not os.path.isdir(os.path.dirname(self.endpoint) or ".")
-                if is_hopeless or time.monotonic() > until:
-                    raise LoaderLostError(
-                        f"{error}; start one with `sidestage loader` and name the endpoint it prints "
-                        f"{TIMEOUT_HINT}"
-                    ) from error
-            time.sleep(_KNOCK_INTERVAL_S)
-
-    def _enter(self, leases: Sequence[Completion], until: float, known: KnownArena | None) -> Connection:
-        """One try: through the door, and heard on the bus."""
-        connection = self._admitted(until, known)
-        try:
-            held = tuple(lease.ticket for lease in leases if lease.arena is connection.arena)
-            connection.greet(held, _rest(until))
-        except BaseException:
-            connection.close(says_goodbye=False)
-            raise
-        return connection
-
-    def _admitted(self, until: float, known: KnownArena | None) -> Connection:
-        """Come in under our old number; one with a new arena may have given it to somebody else."""
-        try:
-            return Connection(self.endpoint, self._knock, _rest(until), known)
-        except RefusedError:
-            if self._knock.resume < 0:
-                raise
-            return Connection(self.endpoint, replace(self._knock, resume=-1), _rest(until), known)
+    # --- after the loader's death --------------------------------------------------------------
 
     def _recover(self) -> None:
-        """Find the successor of a dead loader; with `revive`, replace one that is dead or hung."""
-        until = time.monotonic() + self.timeout_s
-        problem = "it died"
-        while True:
-            self._pause_before_try(problem)
-            try:
-                if self._revive:
-                    self._revive()
-                self._take_last_words()
-                self._connection = self._enter([*self.tickets.held.values()], until, self._connection.known)
-                break
-            except (RefusedError, ProtocolError) as error:
-                self._fail(error)
-            except (SidestageError, OSError) as error:
-                problem = str(error)
-            if time.monotonic() > until:
-                self._fail(
-                    LoaderLostError(
-                        f"the loader died and has not come back within {self.timeout_s:g} s {TIMEOUT_HINT}: "
-                        f"{problem}"
-                    )
-                )
-        self._resume()
+        """Find the successor of a dead loader, or with `revive` replace one that is dead or hung.
 
-    def _pause_before_try(self, problem: str) -> None:
-        pause_s: float | None = _KNOCK_INTERVAL_S
-        if self._revive:
-            pause_s = self._restarts.pause_s(self._ledger.num_staged)
-        if pause_s is None:
-            self._fail(
-                LoaderLostError(
-                    f"the loader was restarted {MAX_RESTARTS_IN_VAIN} times and died each time before it "
-                    f"staged an expert; the last time: {problem}"
-                )
+        It is told what we hold and asked again for what we await.
+        """
+        how_it_ended = f"stopped ({reason})" if (reason := self._ledger.stop_reason) else "died"
+        try:
+            self._connection = self._entrance.enter_again(
+                how_it_ended, self._connection.known, self._ledger.num_staged, self._last_words
             )
-        if self._leaving.wait(pause_s):
-            self._fail(LoaderLostError("closed while the loader was away"))
-
-    def _take_last_words(self) -> None:
-        """What the dead loader published still counts; then its connection can go."""
-        if self._connection.is_open:
-            assert self._connection.is_dead(), "the old loader still runs"
-            self._ledger.collect(self._connection)
-            self._connection.close(says_goodbye=False)
-
-    def _resume(self) -> None:
-        """Ask the new loader for everything that is awaited."""
+        except SidestageError as error:
+            self._fail(error)
         self.num_restarts += 1
         self._is_orphaned = False
-        self._knock = replace(self._knock, resume=self._connection.welcome.client)
-        self._ledger.stop_reason = ""
-        self._ledger.end_cancelled(self.arena)
+        self._ledger.forget_loader(self.arena)
         self._note_progress()
         awaited = [*self.tickets.asked.values()]
         demand = tuple(asked.request for asked in awaited if asked.is_demand)
@@ -428,16 +342,19 @@ class LoaderClient:
             self._connection.bus.send(Fetch(demand=demand, prefetch=prefetch))
         os.eventfd_write(self._notice, 1)
 
+    def _last_words(self) -> Sequence[Completion]:
+        """What the dead loader published still counts; then its connection can go."""
+        if self._connection.is_open:
+            assert self._connection.is_dead(), "the old loader still runs"
+            self._ledger.collect(self._connection)
+            self._connection.close(says_goodbye=False)
+        return [*self.tickets.held.values()]
+
     def _fail(self, error: SidestageError) -> NoReturn:
         """There is no way on: this and every later call raises."""
         self._failure = error
         os.eventfd_write(self._notice, 1)
         raise error
-
-
-def _rest(until: float) -> float:
-    """Seconds left, but time enough for one try."""
-    return max(until - time.monotonic(), 0.1)
 
 
 def _sound_completions() -> Completions:

@@ -110,8 +110,9 @@ class Ledger:
                 case Stopped(reason=reason):
                     self.stop_reason = reason
 
-    def end_cancelled(self, arena: Arena) -> None:
+    def forget_loader(self, arena: Arena) -> None:
         """The loader that was told of the cancellations is gone: end those tickets here."""
+        self.stop_reason = ""
         self._close([ticket for ticket, asked in self.tickets.asked.items() if asked.is_cancelled], arena)
 
     def _end(self, word: int, arena: Arena) -> None:

@@ -278,9 +278,13 @@ class EmulatedTransport:
         return False
 
     def _step(self, *, has_news: bool) -> None:
-        """Something moved: room for the next fetch perhaps, and news for `wait`."""
+        """Something moved: room for the next fetches perhaps, and news for `wait`.
+
+        While the link has work, room is gathered for a few fetches: a message each would cost more.
+        """
         self._num_steps += 1
-        self._staging.flush(only_to_ask=True)
+        if len(self._chunks) <= self._chunks.max_in_flight or self._staging.room >= self._client.quota // 4:
+            self._staging.flush(only_to_ask=True)
         if has_news or self._fault:
             self._changed.notify_all()
 

@@ -49,6 +49,11 @@ class Staging:
         self._released: list[int] = []
         self._evicted: list[int] = []
 
+    @property
+    def room(self) -> int:
+        """How many fetches the next `flush` could ask for."""
+        return self._client.room + len(self._released)
+
     def __contains__(self, slot: int) -> bool:
         return slot in self._fetches
 
@@ -167,7 +172,7 @@ class Staging:
     def _admit(self) -> list[int]:
         """Take from the queue, most urgent first, what there are tickets for."""
         slots: list[int] = []
-        room = self._client.room + len(self._released)
+        room = self.room
         while len(slots) < room and (slot := self._queued.first()) is not None:
             if not self._fetches[slot].is_demand:
                 if self._num_prefetches >= self._max_prefetches:
