@@ -79,6 +79,17 @@ def test_a_leased_frame_is_never_refilled(arena: Arena) -> None:
     assert table.sealed_frame(0) == held
 
 
+def test_a_frame_leased_from_the_host_cache_is_not_refilled(arena: Arena) -> None:
+    table = take_over(arena)
+    frames = [fill(table, key, ticket(key)) for key in range(3)]
+    for key in range(3):
+        table.release(ticket(key))
+    table.lease(ticket(10), frames[0])
+    for key in range(4, 9):
+        assert fill(table, key, ticket(key)) != frames[0]
+        table.release(ticket(key))
+
+
 def test_there_is_no_room_while_every_frame_is_leased(arena: Arena) -> None:
     table = take_over(arena)
     for key in range(3):

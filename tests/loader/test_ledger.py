@@ -10,6 +10,7 @@ import select
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import numpy as np
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -17,14 +18,23 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from loader.clients import Client
 from loader.ledger import Fill, Ledger
-from protocol.arena import DROPPED_FRAME, Arena, ArenaGeometry, create_arena_fd, split_completion
+from protocol.arena import (
+    C_START_TIME,
+    DROPPED_FRAME,
+    Arena,
+    ArenaGeometry,
+    create_arena_fd,
+    split_completion,
+)
 from protocol.errors import RefusedError
 from protocol.messages import Fault, Fetch, Request
 
 STORE = "ab" * 16
 NUM_KEYS = 6
-QUOTAS = (3, 2)
+QUOTAS = (2, 1)
 GEOMETRY = ArenaGeometry(num_frames=5, frame_bytes=4096, num_clients=2, num_tickets=64)
+#: As many frames as the quotas promise, fewer than there are experts.
+TIGHT = ArenaGeometry(num_frames=3, frame_bytes=4096, num_clients=2, num_tickets=64)
 NUM_READERS = 2
 
 
@@ -47,7 +57,7 @@ class Guest:
 class LedgerUnderFire(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
-        self.fd = create_arena_fd(GEOMETRY)
+        self.fd = create_arena_fd(TIGHT)
         self.arena = Arena(self.fd, writable=True)
         self.ledger = Ledger(self.arena, STORE, NUM_KEYS)
         self.guests = [Guest(number, quota) for number, quota in enumerate(QUOTAS)]
@@ -326,6 +336,30 @@ def test_leases_a_client_wrongly_believes_in_are_named(desk: Desk) -> None:
     assert (fault.kind, fault.tickets) == ("lease", (70, 71))
 
 
+def test_the_words_of_a_former_client_say_nothing_to_its_successor_in_the_row(desk: Desk) -> None:
+    desk.ledger.fetch(desk.client, Fetch(demand=(Request(64, 1, 0),)))
+    fill = desk.ledger.take()
+    assert fill
+    desk.ledger.finish(fill)
+    desk.ledger.remove(desk.client)
+    other = desk.ledger.admit(os.getpid(), 1, -1)
+    assert other.number == 0
+    assert not desk.arena.completions[0].any() and not desk.arena.leases[0].any()
+
+
+def test_a_process_that_took_over_a_dead_clients_pid_inherits_nothing(desk: Desk) -> None:
+    desk.ledger.seat(desk.client)
+    desk.ledger.fetch(desk.client, Fetch(demand=(Request(64, 1, 0),)))
+    fill = desk.ledger.take()
+    assert fill
+    desk.ledger.finish(fill)
+    desk.arena.clients[0, C_START_TIME] += np.uint64(1)
+    successor = Ledger(desk.arena, STORE, NUM_KEYS)
+    assert successor.clients() == []
+    assert not desk.arena.leases[0].any()
+    successor.close()
+
+
 def test_quotas_never_promise_more_frames_than_there_are(desk: Desk) -> None:
     with pytest.raises(RefusedError, match="2 of 5 are not promised"):
         desk.ledger.admit(os.getpid(), 3, -1)
@@ -404,6 +438,9 @@ def run_until_crash(arena: Arena, num_writes: int, held: dict[int, int]) -> bool
             if step != 5:
                 held[ticket] = key
     except Crash:
+        word = int(arena.completions[0, ticket & 63])
+        if word >> 40 == ticket and split_completion(word)[2] != DROPPED_FRAME:
+            held[ticket] = key  # the client may have looked in the very last moment
         return True
     finally:
         ledger.close()
