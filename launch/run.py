@@ -4,7 +4,6 @@ stdout carries the text, or with `--json -` one JSON object, and nothing else; a
 stderr.
 """
 
-import logging
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -12,6 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from launch.config import RunConfig
+from launch.log import log_to_stderr
 from launch.output import check_place, write_json
 from launch.plan import Plan, plan_run
 from launch.summary import as_json, summary_lines
@@ -25,7 +25,7 @@ INTERRUPTED = 130
 
 def run_model(config: RunConfig) -> int:
     """Do what `config` says; the exit status. Raises SidestageError or ValueError with a sentence."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    log_to_stderr()
     _check_places(config)
     plan = plan_run(config, _prompt(config))
     for line in (plan.headline, *plan.notices, *config.ignored(), f"prompt: {plan.job.prompt}"):

@@ -6,7 +6,6 @@ folder, so that any path will do.
 
 import contextlib
 import json as json_text
-import logging
 import os
 import signal
 import sys
@@ -17,6 +16,7 @@ from pathlib import Path
 from types import FrameType
 
 from compute.budget import Asked, plan_budget
+from launch.log import log_to_stderr
 from launch.output import check_place, write_json
 from protocol.arena import MAX_FRAMES, ArenaGeometry, available_memory_bytes, create_arena_fd
 from protocol.door import enter
@@ -30,7 +30,7 @@ _PROBE_TIMEOUT_S = 1.0
 
 def serve_store(store: str, *, ram: int | None, endpoint: str | None, json: str | None) -> None:
     """Serve `store` and say where, once clients may come. Raises SidestageError or ValueError."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
+    log_to_stderr("%(asctime)s %(message)s")
     check_place("--json", json)
     folder = Path(store).expanduser()
     manifest = _manifest(folder)

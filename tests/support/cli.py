@@ -40,16 +40,14 @@ class Answer:
 
 def call(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> Answer:
     """`sidestage ARGUMENTS` in this process."""
-    loggers = (logging.getLogger(), logging.getLogger("sidestage"))
-    before = sys.argv, [(logger, list(logger.handlers)) for logger in loggers]
+    log = logging.getLogger("sidestage")
+    before = sys.argv, list(log.handlers), log.propagate
     sys.argv = ["sidestage", *map(str, arguments)]
     try:
         with pytest.raises(SystemExit) as ended:
             main()
     finally:
-        sys.argv = before[0]
-        for logger, handlers in before[1]:
-            logger.handlers = handlers
+        sys.argv, log.handlers, log.propagate = before
     captured = capsys.readouterr()
     code = ended.value.code
     return Answer(code if isinstance(code, int) else 0, captured.out, captured.err)
