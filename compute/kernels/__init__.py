@@ -1,0 +1,50 @@
+"""Kernels: a blob's bytes and the rows of its expert become the expert's output.
+
+`choose` picks one and says why. Importing this package imports no torch.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from compute.kernels.base import ExpertKernel
+    from protocol.blob import BlobLayout
+
+#: "cpu" multiplies activations rounded to 16 bits, "cpu-fp32" as they are; see compute.kernels.cpu.
+NAMES = ("auto", "reference", "cpu", "cpu-fp32")
+
+_log = logging.getLogger("sidestage")
+
+
+def choose(layout: BlobLayout, name: str = "auto") -> tuple[ExpertKernel, str]:
+    """The kernel for experts in the memory of the CPU, and why it is that one.
+
+    Raises ValueError for an unknown name, or for a kernel that cannot run this layout here.
+    """
+    from compute.kernels.reference import ReferenceKernel
+
+    if name not in NAMES:
+        raise ValueError(f'no kernel is called "{name}"; known are {", ".join(NAMES)}')
+    if name == "reference":
+        return ReferenceKernel(layout), "asked for"
+    if name == "auto" and layout.bits == "none":
+        return ReferenceKernel(layout), "unquantized experts are multiplied by torch, where they lie"
+
+    from compute.kernels.cpu import CpuKernel, library
+
+    missing = library()
+    if name == "auto" and isinstance(missing, str):
+        _say_once(
+            f"experts are computed by torch alone, several times slower than by the cpu kernel: {missing}"
+        )
+        return ReferenceKernel(layout), missing
+    kernel = CpuKernel(layout, variant="fp32" if name == "cpu-fp32" else "int16")
+    return kernel, "asked for" if name != "auto" else "quantized experts in the memory of the CPU"
+
+
+@functools.cache
+def _say_once(sentence: str) -> None:
+    _log.warning(sentence)
