@@ -8,10 +8,11 @@ what is to be said to clients is put into the outbox.
 import os
 import threading
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from loader.clients import Client, ClientTable
 from loader.frames import FrameTable
+from loader.outbox import Outbox
 from loader.queue import FetchQueue, TicketId
 from protocol.arena import TICKET_MASK, Arena
 from protocol.messages import Fault, Fetch, Request
@@ -24,29 +25,6 @@ class Fill:
     key: int
     frame: int
     tickets: list[TicketId]
-
-
-@dataclass(slots=True)
-class Outbox:
-    """What is to be said, by client number.
-
-    `doomed` are tickets that end in Dropped once the faults that explain it have been sent.
-    """
-
-    faults: list[tuple[int, Fault]] = field(default_factory=list)
-    staged: dict[int, list[int]] = field(default_factory=dict)
-    dropped: dict[int, list[int]] = field(default_factory=dict)
-    doomed: list[TicketId] = field(default_factory=list)
-
-    def forget(self, client: int) -> None:
-        """There is nobody any more to say it to."""
-        self.faults = [fault for fault in self.faults if fault[0] != client]
-        self.doomed = [ticket for ticket in self.doomed if ticket.client != client]
-        self.staged.pop(client, None)
-        self.dropped.pop(client, None)
-
-    def __bool__(self) -> bool:
-        return bool(self.faults or self.staged or self.dropped or self.doomed)
 
 
 @dataclass(slots=True)

@@ -19,7 +19,8 @@ from typing import Self, assert_never
 import zmq
 
 from loader.clients import Client
-from loader.ledger import Ledger, Outbox
+from loader.ledger import Ledger
+from loader.outbox import Outbox
 from loader.reader import Readers, StoreFiles
 from loader.reception import Reception
 from protocol.arena import H_TURNS, Arena
