@@ -51,6 +51,7 @@ class Parts:
     tokenizer: PreTrainedTokenizerBase | None
     store: Path
     manifest: Manifest
+    moe_layers: list[MoeLayer]
     stage: Stage
     passes: Passes
     budget: Budget
@@ -90,7 +91,7 @@ def assemble(
     passes = Passes(stage.begin_pass)
     passes.guard(built)
     notices = _tell(arrangement, reason, budget, stage)
-    return Parts(built, tokenizer, store, manifest, stage, passes, budget, reason, notices)
+    return Parts(built, tokenizer, store, manifest, layers, stage, passes, budget, reason, notices)
 
 
 def _find(model: str | None, settings: Settings, timeout_s: float) -> tuple[Path, Manifest, Vacancy | None]:

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from compute.assembly import Parts, assemble
 from compute.cache_folder import Quantization
+from compute.discovery import MoeLayer
 from compute.passes import Passes
 from compute.patience import timeout_setting
 from compute.recording import Destination, recording
@@ -36,6 +37,7 @@ class Offloaded:
         self.model: PreTrainedModel = parts.model
         self.tokenizer: PreTrainedTokenizerBase | None = parts.tokenizer
         self.stage: Stage = parts.stage
+        self.moe_layers: tuple[MoeLayer, ...] = tuple(parts.moe_layers)
         self.store: Path = parts.store
         #: Sentences that the user should read; they have been logged as warnings.
         self.notices: tuple[str, ...] = parts.notices

@@ -5,6 +5,7 @@ Listens to each MoE layer's router; the softmax of its logits is computed when i
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -31,11 +32,15 @@ class RouterProbs:
             return torch.softmax(logits.reshape(-1, logits.shape[-1]), dim=-1, dtype=torch.float32)
 
     def mean(self, layer: int) -> FloatArray | None:
-        """[num_experts]: the distribution averaged over the tokens."""
+        """[num_experts]: the distribution averaged over the tokens, to the precision that a trace keeps.
+
+        So a replay of a recorded trace shows a policy the very same numbers.
+        """
         probs = self.of_tokens(layer)
         if probs is None:
             return None
-        mean: FloatArray = probs.mean(0).numpy(force=True)
+        kept = probs.half().numpy(force=True)
+        mean: FloatArray = kept.mean(axis=0, dtype=np.float32)
         return mean
 
     def close(self) -> None:
