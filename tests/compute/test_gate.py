@@ -178,4 +178,4 @@ def test_router_probs_are_the_softmax_of_what_the_router_said(
     assert of_tokens is not None and mean is not None
     assert torch.allclose(of_tokens, torch.softmax(heard[0].float(), -1))
     assert mean.shape == (32,) and mean.dtype.name == "float32"
-    assert mean.sum() == pytest.approx(1.0, abs=1e-5)
+    assert mean.sum() == pytest.approx(1.0, abs=1e-3)
