@@ -59,7 +59,7 @@ def _perform(job: Job, text: TextIO, on_loaded: Callable[[], None]) -> Result:
     """Load, generate, close, report. Raises what offload and generate raise."""
     from compute import offload
 
-    _quieten()
+    quieten()
     timeline = Timeline("compute") if job.timeline else None
     with offload(
         job.store or None,
@@ -133,7 +133,7 @@ def _drain_on_interrupt(narrator: "Narrator") -> None:
     signal.signal(signal.SIGINT, stop)
 
 
-def _quieten() -> None:
+def quieten() -> None:
     """Progress bars belong on terminals."""
     from transformers.utils import logging
 

@@ -11,9 +11,14 @@ def write_json(place: str, text: str) -> None:
         sys.stdout.write(text + "\n")
         sys.stdout.flush()
         return
+    write_whole(place, (text + "\n").encode())
+
+
+def write_whole(place: str, data: bytes) -> None:
+    """A file that is there with all of `data`, or not at all."""
     temporary = Path(f"{place}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(text + "\n")
+        temporary.write_bytes(data)
         temporary.rename(place)
     finally:
         temporary.unlink(missing_ok=True)

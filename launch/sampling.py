@@ -1,5 +1,6 @@
 """How the command line's words become keywords of `generate`. Pure; the model's own defaults stay."""
 
+from launch.config import RunConfig
 from launch.job import Job
 
 Keywords = dict[str, bool | int | float]
@@ -15,7 +16,7 @@ GREEDY: Keywords = {
 }
 
 
-def generation_keywords(job: Job) -> Keywords:
+def generation_keywords(job: Job | RunConfig) -> Keywords:
     """What `generate` is told beyond the model's generation config; one sequence, no beams."""
     keywords: Keywords = {"max_new_tokens": job.max_new_tokens, "num_beams": 1}
     if job.temperature == 0:

@@ -1,0 +1,194 @@
+"""`sidestage trace record`, `trace info` and `simulate`: names and options. Imports nothing heavy."""
+
+from typing import Annotated
+
+import typer
+
+from launch.options import BitsOption, FastOption, GroupOption, JsonOption, RamOption, sentences
+
+trace_app = typer.Typer(
+    no_args_is_help=True, add_completion=False, help="Record which experts tokens use, and look at it."
+)
+
+TraceArgument = Annotated[str, typer.Argument(metavar="T.npz", help="Trace file.")]
+TokensOption = Annotated[
+    int | None, typer.Option(metavar="N", help="Only the first N tokens of each trace [default: all].")
+]
+PlotOption = Annotated[str | None, typer.Option(metavar="FILE.png", help="Draw it (needs matplotlib).")]
+
+
+@trace_app.command()
+def record(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[MODEL]", help="Checkpoint (hub id or folder) or store [default: the shipped one]."
+        ),
+    ] = None,
+    *,
+    out: Annotated[str, typer.Option(metavar="T.npz", help="The trace file to write.")],
+    prompts: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Continue each line of FILE, as `run` would.")
+    ] = None,
+    text: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Run the text of FILE through, nothing is generated.")
+    ] = None,
+    passes: Annotated[
+        str,
+        typer.Option(
+            metavar="token|window|split",
+            help="With --text: one token a pass, as in decode; one window a pass, as in prefill; or a window "
+            "at once, written as one token a pass (fast, but the live counters speak of windows).",
+        ),
+    ] = "token",
+    window: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="With --text: tokens a window [default: the context, at most 2048]."),
+    ] = None,
+    tokens: Annotated[
+        int | None, typer.Option(metavar="N", help="With --text: only its first N tokens [default: all].")
+    ] = None,
+    probs: Annotated[
+        bool, typer.Option("--probs", help="Keep the routers' whole distributions, not the chosen alone.")
+    ] = False,
+    max_new_tokens: Annotated[
+        int, typer.Option(metavar="N", help="With --prompts: stop after this many tokens each.")
+    ] = 200,
+    temperature: Annotated[
+        float | None,
+        typer.Option(metavar="T", help="0 is greedy, without penalties [default: the model's own]."),
+    ] = None,
+    top_p: Annotated[
+        float | None, typer.Option(metavar="P", help="Nucleus [default: the model's own].")
+    ] = None,
+    repetition_penalty: Annotated[
+        float | None, typer.Option(metavar="R", help="1 is none [default: the model's own].")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(metavar="S", help="Sampling's seed, for each prompt [default: a new one].")
+    ] = None,
+    dtype: Annotated[
+        str, typer.Option(metavar="auto|bfloat16|float32", help="Of activations and dense weights.")
+    ] = "auto",
+    threads: Annotated[
+        int | None, typer.Option(metavar="N", help="Compute threads [default: torch's].")
+    ] = None,
+    bits: BitsOption = None,
+    group: GroupOption = None,
+    fast: FastOption = False,
+    slots: Annotated[
+        int | None, typer.Option(metavar="N", help="Experts resident at once, over all layers.")
+    ] = None,
+    ram: RamOption = None,
+    policy: Annotated[str, typer.Option(metavar="NAME", help="Eviction policy, or file.py:Class.")] = "lru",
+    predictor: Annotated[str, typer.Option(metavar="gate|none", help="What foresees experts.")] = "gate",
+    lookahead: Annotated[
+        int | None, typer.Option(metavar="D", help="MoE layers to look ahead; 0 is off [default: 1].")
+    ] = None,
+    timeout: Annotated[
+        float | None, typer.Option(metavar="S", help="Seconds to wait for the loader [default: 30].")
+    ] = None,
+    json: JsonOption = None,
+) -> None:
+    """Run MODEL over prompts or a text, and write which experts each token used.
+
+    Slots, policy and prefetch change neither tokens nor routing; they are here so that what the live
+    cache did can be compared with a replay of the trace.
+    """
+    given = dict(locals())
+    with sentences():
+        from compute.settings import size_of
+        from launch.config import RunConfig
+        from launch.lab.config import RecordConfig
+
+        own = {
+            name: given.pop(name)
+            for name in ("out", "prompts", "text", "passes", "window", "tokens", "probs")
+        }
+        run = RunConfig(**{**given, "ram": size_of("--ram", ram)})
+        config = RecordConfig(run=run, **own)
+        from launch.lab.record import record_trace
+
+        record_trace(config)
+
+
+@trace_app.command()
+def info(
+    trace: TraceArgument,
+    tokens: TokensOption = None,
+    plot: PlotOption = None,
+    json: JsonOption = None,
+) -> None:
+    """Tell what a trace holds: popularity, overlap between tokens, LRU's hit rate at every capacity."""
+    with sentences():
+        from launch.lab.info import tell
+
+        tell(trace, tokens=tokens, plot=plot, json=json)
+
+
+def simulate(
+    traces: Annotated[list[str], typer.Argument(metavar="TRACE...", help="Trace files.")],
+    capacity: Annotated[
+        list[float] | None,
+        typer.Option(
+            metavar="C", help="Fraction of the experts that have a slot; again for more [0.25, 0.5]."
+        ),
+    ] = None,
+    scope: Annotated[
+        str, typer.Option(metavar="global|layer", help="One pool for all layers, or a share for each.")
+    ] = "global",
+    policy: Annotated[
+        str, typer.Option(metavar="all|A,B,...", help="Policies by name, or your own as file.py:Class.")
+    ] = "all",
+    tokens: TokensOption = None,
+    link: Annotated[
+        str | None, typer.Option(metavar="RATE", help="Model the time over a link, like 25GB/s.")
+    ] = None,
+    blob_bytes: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Of one expert [default: what the trace says].")
+    ] = None,
+    layer_us: Annotated[
+        float | None, typer.Option(metavar="C", help="Microseconds that one MoE layer's compute takes.")
+    ] = None,
+    advise: Annotated[
+        bool, typer.Option("--advise", help="Name policy, slots and lookahead, with the reason.")
+    ] = False,
+    ram: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="With --advise: the memory for experts, not --capacity."),
+    ] = None,
+    jobs: Annotated[
+        int | None, typer.Option(metavar="N", help="Processes [default: one for each core].")
+    ] = None,
+    json: JsonOption = None,
+    plot: PlotOption = None,
+) -> None:
+    """Replay traces under eviction policies: hit rates, and how near each comes to the best possible."""
+    with sentences():
+        from compute.settings import rate_of, size_of
+        from launch.lab.config import SimulateConfig
+
+        config = SimulateConfig(
+            traces=tuple(traces),
+            capacities=tuple(capacity or ()),
+            scope=scope,
+            policy=policy,
+            tokens=tokens,
+            link=rate_of("--link", link),
+            blob_bytes=size_of("--blob-bytes", blob_bytes),
+            layer_us=layer_us,
+            advise=advise,
+            ram=size_of("--ram", ram),
+            jobs=jobs,
+            json=json,
+            plot=plot,
+        )
+        from launch.lab.simulate import simulate_traces
+
+        simulate_traces(config)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the laboratory's commands."""
+    app.add_typer(trace_app, name="trace")
+    app.command()(simulate)
