@@ -127,20 +127,6 @@ def test_tokens_equal_stock_transformers_without_quantization(
                 assert tokens == greedy(stock, offloaded.tokenizer)
 
 
-def test_lookahead_turns_misses_into_hits_at_a_quarter_of_the_slots(
-    store_4bit: Path, one_thread: None
-) -> None:
-    misses = []
-    for lookahead in (0, 1):
-        with offload(
-            store_4bit, arrangement="emulated", link="60MB/s", slots=48, lookahead=lookahead, threads=1
-        ) as offloaded:
-            assert offloaded.tokenizer is not None
-            greedy(offloaded.model, offloaded.tokenizer)
-            misses.append(int(offloaded.report()["misses"] or 0))
-    assert misses[1] < misses[0], f"lookahead 0: {misses[0]} misses, lookahead 1: {misses[1]}"
-
-
 def test_the_compute_process_holds_no_expert_parameter(store_4bit: Path) -> None:
     manifest = Manifest.read(store_4bit)
     with offload(store_4bit, slots=48) as offloaded:
