@@ -158,7 +158,7 @@ def test_a_closed_gate_leaves_no_hook(model: PreTrainedModel, layers: list[MoeLa
 
 
 def test_a_lookahead_of_none_is_refused(layers: list[MoeLayer]) -> None:
-    with pytest.raises(ValueError, match="lookahead is 0"):
+    with pytest.raises(ValueError, match=r"lookahead.* is 0; allowed is 1 or more"):
         GateLookahead(layers, lookahead=0)
 
 
