@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from compute import experts, policies, skeleton
+from compute import experts, policies, predictors, skeleton
 from compute.budget import Asked, Budget, choose_arrangement, plan_budget
 from compute.cache_folder import check_quantization, find_store
 from compute.client import LoaderClient
@@ -22,7 +22,7 @@ from compute.kernels.reference import ReferenceKernel
 from compute.loader_process import start_loader
 from compute.passes import Passes
 from compute.policies.base import CacheShape
-from compute.predictors.gate import GateLookahead
+from compute.predictors.base import Predictor, RoutingShape
 from compute.prefetch import PrefetchPlanner
 from compute.recording import Recording
 from compute.residency import Residency
@@ -181,12 +181,20 @@ def _open_stage(
         residency=Residency(transport.num_slots, top_k, policy),
         transport=transport,
         kernel=ReferenceKernel(manifest.layout),
-        predictor=GateLookahead(layers, ahead) if ahead else None,
+        predictor=_open_predictor(manifest, layers, settings),
         prefetch=PrefetchPlanner(num_experts, top_k, manifest.layout.stride, ahead) if ahead else None,
         timeline=timeline,
         router_probs=RouterProbs(layers) if policy.needs_probs else None,
         policy_name=settings.policy,
     )
+
+
+def _open_predictor(manifest: Manifest, layers: list[MoeLayer], settings: Settings) -> Predictor | None:
+    """What looks ahead, with its ears at the model; None where nothing is to be predicted."""
+    if not settings.lookahead:
+        return None
+    shape = RoutingShape(manifest.num_layers, manifest.num_experts, manifest.top_k)
+    return predictors.named(settings.predictor, shape, settings.lookahead, moe_layers=layers)
 
 
 def _tell(arrangement: str, reason: str, budget: Budget, stage: Stage) -> tuple[str, ...]:

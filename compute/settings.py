@@ -5,10 +5,9 @@ Knows the rules between the settings, named as on the command line; knows no mod
 
 from dataclasses import dataclass
 
+from compute import predictors
 from compute.cache_folder import Quantization
 from protocol.units import parse_rate, parse_size
-
-PREDICTORS = ("gate", "none")
 
 Size = int | str
 
@@ -43,11 +42,13 @@ class Settings:
             raise ValueError(f"--threads is {self.threads}; it must be at least 1")
 
     def _check_speculation(self) -> None:
-        if self.predictor not in PREDICTORS:
-            raise ValueError(f"--predictor is {self.predictor!r}; allowed: {', '.join(PREDICTORS)}")
+        try:
+            is_none = predictors.parse(self.predictor).is_none
+        except ValueError as error:
+            raise ValueError(f"--predictor: {error}") from None
         if self.lookahead < 0:
             raise ValueError(f"--lookahead is {self.lookahead}; it must be 0 (off) or more")
-        if self.predictor == "none" and self.lookahead > 0:
+        if is_none and self.lookahead > 0:
             raise ValueError(
                 f"--lookahead {self.lookahead} needs a predictor: "
                 f"leave --predictor none out, or pass --lookahead 0"
@@ -66,10 +67,10 @@ class Settings:
 
 
 def layers_ahead(predictor: str, lookahead: int | None) -> int:
-    """The lookahead that applies when it was not said: one layer with the gate, else none."""
+    """The lookahead that applies when it was not said: one layer with a predictor, else none."""
     if lookahead is not None:
         return lookahead
-    return 0 if predictor == "none" else 1
+    return 0 if predictor == predictors.NONE else 1
 
 
 def size_of(name: str, size: Size | None) -> int | None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from compute.kernels.base import ExpertKernel
 from compute.predictors.base import Predictor
+from compute.predictors.scored import Score, Scored
 from compute.prefetch import PrefetchPlanner
 from compute.residency import Access, Residency
 from compute.router_probs import RouterProbs
@@ -53,7 +54,7 @@ class Stage:
         self._residency = residency
         self._transport = transport
         self._kernel = kernel
-        self._predictor = predictor
+        self._predictor = Scored(predictor) if predictor else None
         self._prefetch = prefetch
         self._timeline = timeline
         self._policy_name = policy_name or type(residency.policy).__name__
@@ -116,10 +117,12 @@ class Stage:
         predictor, prefetch, clock = self._predictor, self._prefetch, self._clock
         if predictor is None or prefetch is None or self._residency.num_used == self._manifest.num_keys:
             return
+        first_key = layer * self._manifest.num_experts
+        chosen = [key - first_key for key in keys]
+        predictor.observe(layer, chosen)
         if not prefetch.may_ask(self._residency, clock):
             return
-        first_key = layer * self._manifest.num_experts
-        predictions = predictor.predict(layer, None, [key - first_key for key in keys])
+        predictions = predictor.predict(layer, None, chosen)
         if predictions:
             plan = prefetch.plan(predictions, layer, clock, self._residency)
             self._supply.guess(plan, keys, clock)
@@ -149,6 +152,7 @@ class Stage:
         """The counters of everything that ran so far, by their names in the JSON contract."""
         counters = self._residency.counters
         stats = self._transport.stats()
+        score = self._predictor.score if self._predictor else Score()
         return {
             "lookups": counters.lookups,
             "hits": counters.hits,
@@ -159,6 +163,8 @@ class Stage:
             "prefetch_used": counters.prefetch_used,
             "prefetch_wasted_bytes": self._residency.wasted_now(self._clock) * self._manifest.layout.stride,
             "miss_recall": counters.miss_recall,
+            "prediction_recall": score.recall,
+            "prediction_precision": score.precision,
             "stall_s": self._supply.stall_ns / 1e9,
             "bytes_read": stats.get("bytes_read", 0),
             "bytes_transferred": self._transport.bytes_transferred,

@@ -31,7 +31,9 @@ class Trace:
 
     experts [tokens, layers, k], -1 = not computed; scores [tokens, layers, k], probability of the
     chosen; probs [tokens, layers, num_experts]; phase [tokens], 0 prefill, 1 decode; sequence
-    [tokens]; pass_number [tokens], equal for tokens that went through together (None: each alone).
+    [tokens]; pass_number [tokens], equal for tokens that went through together (None: each alone);
+    predicted [tokens, layers, lookahead, n]: the n experts that the gate named for this layer
+    d layers before it, at place d - 1, most wanted first; -1 = none.
     """
 
     experts: Int16Array
@@ -42,6 +44,7 @@ class Trace:
     probs: HalfArray | None = None
     pass_number: Int32Array | None = None
     token_id: Int32Array | None = None
+    predicted: Int16Array | None = None
     meta: dict[str, Json] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -64,8 +67,8 @@ class Trace:
         """The trace of its first `num_tokens` tokens (all, where it has no more)."""
         if num_tokens < 1:
             raise ValueError(f"{num_tokens} tokens asked of a trace: at least 1 is needed")
-        columns = ("experts", "phase", "sequence", "scores", "probs", "pass_number", "token_id")
-        cut = {name: getattr(self, name)[:num_tokens] for name in columns if getattr(self, name) is not None}
+        names = ("experts", "phase", "sequence", "scores", "probs", "pass_number", "token_id", "predicted")
+        cut = {name: getattr(self, name)[:num_tokens] for name in names if getattr(self, name) is not None}
         return replace(self, **cut)
 
 
@@ -252,6 +255,17 @@ def _check_shapes(trace: Trace) -> None:
         if array is not None and array.shape != expected:
             told = name.removesuffix("_number")
             raise ValueError(f'its "{told}" have the shape {array.shape}, but "experts" ask for {expected}')
+    if trace.predicted is not None:
+        _check_predicted_shape(trace.predicted.shape, shape, trace.num_experts)
+
+
+def _check_predicted_shape(shape: tuple[int, ...], experts: tuple[int, ...], num_experts: int) -> None:
+    is_right = len(shape) == 4 and shape[:2] == experts[:2]
+    if not is_right or not (1 <= shape[2] <= max(1, shape[1] - 1) and 1 <= shape[3] <= num_experts):
+        raise ValueError(
+            f'its "predicted" have the shape {shape}, not [{experts[0]}, {experts[1]}, lookahead below '
+            f"{experts[1]}, up to {num_experts} experts]"
+        )
 
 
 def _check_values(trace: Trace) -> None:
@@ -271,6 +285,24 @@ def _check_values(trace: Trace) -> None:
             raise ValueError(f'its "{name}" are not all finite and at least 0')
     if trace.pass_number is not None:
         _check_passes(trace.pass_number)
+    if trace.predicted is not None:
+        _check_predicted(trace.predicted, trace.num_experts)
+
+
+def _check_predicted(predicted: Int16Array, num_experts: int) -> None:
+    low, high = int(predicted.min()), int(predicted.max())
+    if low < -1 or high >= num_experts:
+        raise ValueError(
+            f'its "predicted" reach from {low} to {high}, allowed are 0 to {num_experts - 1}, and -1 for none'
+        )
+    for ahead in range(1, predicted.shape[2] + 1):
+        if predicted[:, :ahead, ahead - 1].max() >= 0:
+            raise ValueError(
+                f'its "predicted" say what was named {ahead} layers before one of the first {ahead} layers'
+            )
+    ordered = np.sort(predicted, axis=-1)
+    if ((ordered[..., 1:] == ordered[..., :-1]) & (ordered[..., 1:] >= 0)).any():
+        raise ValueError('its "predicted" name an expert twice for one token and layer')
 
 
 def _check_passes(numbers: Int32Array) -> None:

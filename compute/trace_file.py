@@ -31,6 +31,7 @@ KINDS = {
     "sequence": "iu",
     "pass": "iu",
     "token_id": "iu",
+    "predicted": "iu",
     "meta": "U",
 }
 
@@ -63,6 +64,7 @@ def write(path: Path, trace: Trace) -> None:
         "sequence": trace.sequence,
         "pass": trace.pass_number,
         "token_id": trace.token_id,
+        "predicted": trace.predicted,
         "meta": np.array(json.dumps({**trace.meta, **shape})),
     }
     draft = path.with_name(f"{path.name}.{os.getpid()}.part")
@@ -144,6 +146,7 @@ def _trace(arrays: Arrays) -> Trace:
         probs=_half(arrays.get("probs")),
         pass_number=_optional_column(arrays, "pass"),
         token_id=_optional_column(arrays, "token_id"),
+        predicted=_narrowed(arrays["predicted"], np.int16, "predicted") if "predicted" in arrays else None,
         meta=meta,
     )
 

@@ -6,28 +6,40 @@ arXiv 2312.17238. Hooks on the feeding norms take the residual; norms and router
 through `forward`, so that no hook of anybody sees the question.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
+from compute.predictors.base import Prediction, check_lookahead
+from compute.predictors.ranking import Ranks, Width, most_wanted, rank
 
-from compute.discovery import MoeLayer
-from compute.predictors.base import Prediction
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from torch.utils.hooks import RemovableHandle
+
+    from compute.discovery import MoeLayer
 
 
 class GateLookahead:
-    """Peers `lookahead` MoE layers ahead; layers it cannot peer into are skipped, with a notice."""
+    """Peers `lookahead` MoE layers ahead; layers it cannot peer into are skipped, with a notice.
+
+    Names the k experts that a gate would choose for each token, and more of them with `extra` or
+    `percentile`; see `Width`.
+    """
 
     name = "gate"
 
-    def __init__(self, moe_layers: Sequence[MoeLayer], lookahead: int) -> None:
-        if lookahead < 1:
-            raise ValueError(
-                f"the gate's lookahead is {lookahead}; allowed is 1 or more, 0 means no predictor"
-            )
-        self.lookahead = lookahead
+    def __init__(
+        self,
+        moe_layers: Sequence[MoeLayer],
+        lookahead: int,
+        extra: int = 0,
+        percentile: float | None = None,
+    ) -> None:
+        self.lookahead = check_lookahead("the gate", lookahead)
         self.notices: list[str] = []
+        self._width = Width(extra, percentile)
         self._num_layers = len(moe_layers)
         self._gates: dict[int, tuple[nn.Module, nn.Module]] = {}
         self._residual: dict[int, Tensor] = {}
@@ -39,7 +51,19 @@ class GateLookahead:
     def begin_pass(self, num_tokens: int, is_new_sequence: bool) -> None:
         self._residual.clear()
 
+    def observe(self, layer: int, chosen: Sequence[int]) -> None:
+        pass  # what was chosen says nothing that the residual does not
+
     def predict(self, layer: int, residual: Tensor | None, chosen: Sequence[int]) -> list[Prediction]:
+        return [Prediction(target, most_wanted(ranks)) for target, ranks in self.peer(layer, residual)]
+
+    def peer(self, layer: int, residual: Tensor | None = None) -> list[tuple[int, Ranks]]:
+        """(target, experts [T, n] most wanted first) for the layers after `layer`, token by token.
+
+        Without a `residual` it is the one that entered the layer's norm last, once.
+        """
+        import torch
+
         if residual is None:
             residual = self._residual.pop(layer, None)
         if residual is None:
@@ -47,9 +71,7 @@ class GateLookahead:
         targets = range(layer + 1, min(layer + self.lookahead + 1, self._num_layers))
         rows = residual.reshape(-1, residual.shape[-1])
         with torch.no_grad():
-            return [
-                Prediction(target, self._peer(target, rows)) for target in targets if target in self._gates
-            ]
+            return [(target, self._ask(target, rows)) for target in targets if target in self._gates]
 
     def close(self) -> None:
         for hook in self._hooks:
@@ -69,17 +91,13 @@ class GateLookahead:
         if layer.index < self._num_layers - 1:
             self._hooks.append(layer.norm.register_forward_pre_hook(note_residual))
 
-    def _peer(self, target: int, rows: Tensor) -> list[int]:
-        """The experts that `target`'s gate would choose for rows [T, H]: by tokens, then by logit."""
+    def _ask(self, target: int, rows: Tensor) -> Ranks:
+        """What `target`'s gate would choose for rows [T, H]."""
         norm, router = self._gates[target]
         logits, _, index = router.forward(norm.forward(rows))[:3]
-        if len(rows) == 1:
-            row = logits.reshape(-1).tolist()
-            return sorted(index.reshape(-1).tolist(), key=row.__getitem__, reverse=True)
-        wanted, counts = torch.unique(index, return_counts=True)
-        means = logits.reshape(-1, logits.shape[-1]).float().mean(0)[wanted]
-        ranked = sorted(zip(counts.tolist(), means.tolist(), wanted.tolist()), reverse=True)
-        return [expert for _, _, expert in ranked]
+        logits = logits.reshape(len(rows), -1).float().numpy(force=True)
+        chosen = index.reshape(len(rows), -1).numpy(force=True)
+        return rank(logits, chosen, self._width.of(chosen.shape[1], logits.shape[1]))
 
 
 def _describe_blind(moe_layers: Sequence[MoeLayer]) -> list[str]:

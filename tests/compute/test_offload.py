@@ -42,6 +42,8 @@ CONTRACT = {
     "prefetch_used",
     "prefetch_wasted_bytes",
     "miss_recall",
+    "prediction_recall",
+    "prediction_precision",
     "stall_s",
     "bytes_read",
     "bytes_transferred",

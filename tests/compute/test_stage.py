@@ -86,6 +86,9 @@ class Soothsayer:
     def begin_pass(self, num_tokens: int, is_new_sequence: bool) -> None:
         pass
 
+    def observe(self, layer: int, chosen: Sequence[int]) -> None:
+        assert list(chosen) == sorted(set(chosen))
+
     def predict(self, layer: int, residual: Tensor | None, chosen: Sequence[int]) -> list[Prediction]:
         assert list(chosen) == sorted(set(chosen))
         targets = range(layer + 1, min(layer + self.lookahead + 1, NUM_LAYERS))
@@ -286,8 +289,9 @@ def test_prefetch_turns_misses_into_hits_and_late_ones() -> None:
             show.run_pass(1)
     few, many = ahead.stage.report(), without.stage.report()
     assert int(str(few["misses"])) < int(str(many["misses"]))
-    assert few["miss_recall"] is not None
-    assert many["miss_recall"] is None
+    for name in ("miss_recall", "prediction_recall", "prediction_precision"):
+        assert 0 < float(str(few[name])) < 1
+        assert many[name] is None
     assert int(str(few["prefetch_used"])) <= int(str(few["prefetch_issued"]))
 
 
@@ -312,8 +316,8 @@ def test_a_wrong_guess_on_its_way_is_cancelled_when_the_router_has_spoken() -> N
 def test_the_report_has_the_names_of_the_contract() -> None:
     report = Show().stage.report()
     names = """lookups hits late misses hit_rate prefetch_issued prefetch_used prefetch_wasted_bytes
-        miss_recall stall_s bytes_read bytes_transferred evictions arrangement policy predictor
-        lookahead slots frames"""
+        miss_recall prediction_recall prediction_precision stall_s bytes_read bytes_transferred
+        evictions arrangement policy predictor lookahead slots frames"""
     assert set(report) == set(names.split())
     assert report["hit_rate"] is None
     assert (report["predictor"], report["lookahead"]) == ("none", 0)
