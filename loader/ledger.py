@@ -136,7 +136,8 @@ class Ledger:
         with self._work:
             for ticket in tickets:
                 client = self._clients.find(ticket.client)
-                if client is not None:
+                is_granted = ticket in self._queue or self._frames.has_lease(ticket)  # asked anew since
+                if client is not None and not is_granted:
                     self._end_dropped(client, ticket.ticket)
             self._wake_clients()
 
@@ -235,7 +236,11 @@ class Ledger:
 
     def _ask(self, client: Client, requests: Iterable[Request], is_demand: bool) -> None:
         refused: dict[str, tuple[str, list[int]]] = {}
+        again = []
         for request in requests:
+            if client.tickets.get(self._frames.place(request.ticket)) == request.ticket:
+                again.append(request.ticket)  # it is under way or leased, and ends as it would have
+                continue
             problem = self._problem(client, request)
             if problem is None:
                 self._grant(client, request, is_demand)
@@ -244,6 +249,9 @@ class Ledger:
                 refused.setdefault(kind, (text, []))[1].append(request.ticket)
         for kind, (text, tickets) in refused.items():
             self._complain(client, kind, text, tickets)
+        if again:
+            text = f"{len(again)} tickets were asked again before they ended, the first is {again[0]}"
+            self._outbox.faults.append((client.number, Fault("ticket", text, ())))
 
     def _problem(self, client: Client, request: Request) -> tuple[str, str] | None:
         ticket = request.ticket

@@ -244,6 +244,13 @@ class Desk:
         return number == ticket and frame == DROPPED_FRAME
 
 
+def fill_next(desk: Desk) -> None:
+    """What a reader thread does with the most urgent expert."""
+    fill = desk.ledger.take()
+    assert fill is not None
+    desk.ledger.finish(fill)
+
+
 @pytest.fixture
 def desk() -> Iterator[Desk]:
     fd = create_arena_fd(GEOMETRY)
@@ -296,6 +303,32 @@ def test_a_ticket_that_has_just_ended_cannot_be_used_again(desk: Desk) -> None:
     assert desk.is_dropped(64) and desk.faults() == []
     desk.ledger.fetch(desk.client, Fetch(demand=(Request(64, 1, 0),)))
     assert [fault.kind for fault in desk.faults()] == ["ticket"]
+
+
+@pytest.mark.parametrize("is_staged", [False, True])
+def test_a_ticket_that_is_asked_again_before_it_ended_ends_as_it_would_have(
+    desk: Desk, is_staged: bool
+) -> None:
+    desk.ledger.fetch(desk.client, Fetch(demand=(Request(64, 1, 0),)))
+    if is_staged:
+        fill_next(desk)
+    desk.ledger.fetch(desk.client, Fetch(demand=(Request(64, 1, 0),)))
+    assert [(fault.kind, fault.tickets) for fault in desk.faults()] == [("ticket", ())]
+    if not is_staged:
+        fill_next(desk)
+    assert int(desk.arena.completions[0, 0]) >> 40 == 64 and not desk.is_dropped(64)
+    desk.ledger.release(desk.client, [64])
+    assert desk.faults() == []
+    assert desk.ledger.stats(desk.client)["frames_leased"] == 0
+
+
+def test_a_ticket_that_is_refused_and_asked_anew_in_one_message_ends_once(desk: Desk) -> None:
+    desk.ledger.fetch(desk.client, Fetch(demand=(Request(64, -1, 0), Request(64, 1, 0))))
+    assert [fault.kind for fault in desk.faults()] == ["key"]
+    fill_next(desk)
+    assert not desk.is_dropped(64)
+    desk.ledger.release(desk.client, [64])
+    assert desk.ledger.stats(desk.client)["client_tickets"] == 0
 
 
 def test_releasing_what_one_does_not_hold_is_a_fault_that_ends_nothing(desk: Desk) -> None:
