@@ -8,6 +8,7 @@ import json as json_text
 import os
 import platform
 import resource
+import shlex
 import shutil
 import socket
 import sys
@@ -19,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from compute.cache_folder import cache_home
+from compute.kernels.build import LIBRARY
 from launch.output import check_place, write_json
 from launch.plan import SHIPPED_MODEL
 from loader.reader import StoreFiles
@@ -73,7 +75,7 @@ def findings_of(store: Path | None) -> Iterator[Finding]:
     yield python()
     yield from (distribution(name) for name in VERSIONS)
     for check in (
-        compiler,
+        compiled_kernel,
         processor,
         memory,
         file_descriptors,
@@ -124,12 +126,16 @@ def release_of(text: str) -> tuple[int, ...]:
     return tuple(numbers)
 
 
-def compiler() -> Finding:
-    names = (os.environ.get("CC", ""), "cc", "gcc", "clang")
-    found = next((path for name in names if name and (path := shutil.which(name))), None)
-    if found is None:
-        return Finding("compiler", "warn", "no C compiler", "install gcc or clang; torch computes meanwhile")
-    return Finding("compiler", "ok", found)
+def compiled_kernel() -> Finding:
+    """Whether the CPU kernel was compiled at installation, and if not, whether it could be."""
+    if LIBRARY.is_file():
+        return Finding("cpu kernel", "ok", str(LIBRARY))
+    names = (*shlex.split(os.environ.get("CC", ""))[:1], "cc", "gcc", "clang")
+    if any(shutil.which(name) for name in names):
+        fix = "python -m compute.kernels.build"
+        return Finding("cpu kernel", "warn", "not compiled, torch computes meanwhile", fix)
+    fix = "install gcc or clang, then python -m compute.kernels.build"
+    return Finding("cpu kernel", "warn", "no C compiler, torch computes meanwhile", fix)
 
 
 def processor() -> Finding:

@@ -31,5 +31,8 @@ def check_place(option: str, place: str | None) -> None:
     path = Path(place)
     if path.is_dir():
         raise ValueError(f"{option} {place} is a folder: name a file")
-    if not path.absolute().parent.is_dir():
-        raise ValueError(f"{option} {place}: the folder {path.absolute().parent} does not exist")
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise ValueError(f"{option} {place}: the folder {folder} does not exist")
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"{option} {place}: the folder {folder} cannot be written to")

@@ -6,6 +6,7 @@ Each run costs seconds of imports, so one run serves several tests.
 import json
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,19 @@ def test_the_first_ctrl_c_drains_and_the_summary_is_still_told(store_4bit: Path)
     assert answer.code == 130
     assert answer.out.strip()
     assert " tok, " in answer.err
+    assert "Traceback" not in answer.err
+
+
+def test_the_second_ctrl_c_ends_it_without_waiting_for_the_token(store_4bit: Path) -> None:
+    crawling = ("--arrangement", "emulated", "--slots", "8", "--link", "300KB/s")
+    with running("run", store_4bit, *GREEDY, *crawling) as command:
+        command.await_text()
+        command.send(signal.SIGINT)
+        time.sleep(0.05)
+        command.send(signal.SIGINT)
+        answer = command.end(timeout_s=20)
+    assert answer.code == 130
+    assert " tok, " not in answer.err
     assert "Traceback" not in answer.err
 
 
