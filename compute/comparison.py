@@ -13,7 +13,7 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from compute.replay import Outcome, Scope
-from compute.replay_worker import Cell, Replayed, ReplayWorker, replay_cell
+from compute.replay_worker import Cell, Foreseen, Replayed, ReplayWorker, replay_cell
 
 #: A gap between lru and belady below this says nothing.
 LEAST_GAP = 0.001
@@ -22,15 +22,16 @@ FLOOR, CEILING = "lru", "belady"
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What came of a cell. `slots` are those of all caches together."""
+    """What came of a cell. `slots` are those of all caches together; `foreseen` is there with foresight."""
 
     cell: Cell
     slots: int
     outcome: Outcome
     gap_closed: float | None
+    foreseen: Foreseen | None = None
 
     def as_json(self) -> dict[str, str | int | float | None]:
-        outcome = self.outcome
+        outcome, ahead = self.outcome, self.cell.foresight
         return {
             "trace": str(self.cell.trace),
             "policy": self.cell.policy,
@@ -44,6 +45,9 @@ class Result:
             "hit_rate": outcome.hit_rate,
             "gap_closed": self.gap_closed,
             "seconds": outcome.seconds,
+            "predictor": ahead.predictor if ahead else "none",
+            "lookahead": ahead.lookahead if ahead else 0,
+            **(self.foreseen or {}),
         }
 
 
@@ -87,14 +91,14 @@ def gap_closed(hit_rate: float, lru: float, belady: float) -> float | None:
 
 
 def _scale(cell: Cell) -> tuple[Cell, Cell]:
-    """The two cells between which this one is read."""
-    return cell._replace(policy=FLOOR), cell._replace(policy=CEILING)
+    """The two cells between which this one is read: with nothing prefetched."""
+    return cell._replace(policy=FLOOR, foresight=None), cell._replace(policy=CEILING, foresight=None)
 
 
 def _result(cell: Cell, replayed: dict[Cell, Replayed]) -> Result:
-    slots, outcome = replayed[cell]
+    slots, outcome, foreseen = replayed[cell]
     lru, belady = (replayed[end].outcome.hit_rate for end in _scale(cell))
-    return Result(cell, slots, outcome, gap_closed(outcome.hit_rate, lru, belady))
+    return Result(cell, slots, outcome, gap_closed(outcome.hit_rate, lru, belady), foreseen)
 
 
 def _replay_all(cells: list[Cell], num_processes: int) -> Iterator[tuple[Cell, Replayed]]:

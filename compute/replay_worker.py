@@ -1,8 +1,8 @@
 """A process that replays cells for another one: `python -P -m compute.replay_worker`.
 
-Reads a JSON list (trace, policy, capacity, scope, num_tokens) a line from its standard input, and
-answers each with [slots, lookups, misses, evictions, seconds] or with a sentence; its input's end
-is its own. Not a `multiprocessing` worker, which would import the caller's script again.
+Reads a JSON list (a Cell) a line from its standard input, and answers each with
+[slots, lookups, misses, evictions, seconds, foreseen] or with a sentence; its input's end is its
+own. Not a `multiprocessing` worker, which would import the caller's script again.
 """
 
 from __future__ import annotations
@@ -15,12 +15,24 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
 
+from compute.prediction_replay import replay_steps
 from compute.replay import Outcome, Scope, num_slots_of, replay
+from compute.timing_model import Link
 from compute.trace import LayerSteps, layer_steps
 from compute.trace_file import read
 
+Foreseen = dict[str, int | float | None]
+
 #: How long a worker may take to end once its input has.
 PATIENCE_S = 10.0
+
+
+class Foresight(NamedTuple):
+    """What looks ahead in a replay. `link` is (bytes per second, bytes of an expert, us of a layer)."""
+
+    predictor: str
+    lookahead: int
+    link: tuple[float, float, float] | None = None
 
 
 class Cell(NamedTuple):
@@ -31,13 +43,19 @@ class Cell(NamedTuple):
     capacity: float
     scope: Scope = Scope.GLOBAL
     num_tokens: int | None = None
+    foresight: Foresight | None = None
 
 
 class Replayed(NamedTuple):
-    """What came of a cell; `slots` are those of all caches together."""
+    """What came of a cell; `slots` are those of all caches together.
+
+    With foresight `foreseen` are the figures of `PredictedOutcome`, and what came late counts as
+    missed in `outcome`.
+    """
 
     slots: int
     outcome: Outcome
+    foreseen: Foreseen | None = None
 
 
 def replay_cell(cell: Cell) -> Replayed:
@@ -45,7 +63,15 @@ def replay_cell(cell: Cell) -> Replayed:
     steps = _steps(cell.trace, cell.num_tokens)
     num_slots = num_slots_of(cell.capacity, steps, cell.scope)
     num_caches = 1 if cell.scope is Scope.GLOBAL else steps.num_layers
-    return Replayed(num_slots * num_caches, replay(steps, cell.policy, num_slots, cell.scope))
+    if cell.foresight is None:
+        return Replayed(num_slots * num_caches, replay(steps, cell.policy, num_slots, cell.scope))
+    predictor, lookahead, link = cell.foresight
+    outcome = replay_steps(
+        steps, cell.policy, predictor, lookahead, num_slots, cell.scope, Link(*link) if link else None
+    )
+    counters = outcome.counters
+    as_plain = Outcome(counters.lookups, counters.late + counters.misses, counters.evictions, outcome.seconds)
+    return Replayed(num_slots * num_caches, as_plain, outcome.as_json())
 
 
 @lru_cache(maxsize=1)
@@ -66,7 +92,7 @@ class ReplayWorker:
     def replay(self, cell: Cell) -> Replayed:
         """As `replay_cell`, in the other process. RuntimeError where that has died."""
         assert self._process.stdin and self._process.stdout
-        question = [str(cell.trace), cell.policy, cell.capacity, cell.scope.value, cell.num_tokens]
+        question = [str(cell.trace), cell.policy, cell.capacity, cell.scope.value, *cell[4:]]
         try:
             self._process.stdin.write(json.dumps(question) + "\n")
             self._process.stdin.flush()
@@ -78,7 +104,7 @@ class ReplayWorker:
         answer = json.loads(line)
         if isinstance(answer, str):
             raise ValueError(answer)
-        return Replayed(answer[0], Outcome(*answer[1:]))
+        return Replayed(answer[0], Outcome(*answer[1:5]), answer[5])
 
     def __enter__(self) -> ReplayWorker:
         return self
@@ -98,13 +124,16 @@ class ReplayWorker:
         self._process.stdout.close()
 
 
-def _answer(line: str) -> list[int | float] | str:
-    trace, policy, capacity, scope, num_tokens = json.loads(line)
+def _answer(line: str) -> list[int | float | Foreseen | None] | str:
+    trace, policy, capacity, scope, num_tokens, foresight = json.loads(line)
+    ahead = None if foresight is None else Foresight(*foresight)
     try:
-        slots, outcome = replay_cell(Cell(Path(trace), policy, capacity, Scope(scope), num_tokens))
+        result = replay_cell(Cell(Path(trace), policy, capacity, Scope(scope), num_tokens, ahead))
     except ValueError as error:
         return str(error)
-    return [slots, outcome.lookups, outcome.misses, outcome.evictions, outcome.seconds]
+    outcome = result.outcome
+    counted = (outcome.lookups, outcome.misses, outcome.evictions, outcome.seconds)
+    return [result.slots, *counted, result.foreseen]
 
 
 def main() -> None:

@@ -11,6 +11,8 @@ from compute.timing_model import Link, Moved, timing
 TIE = 0.001
 #: A prefetch that could not gain more than this is not worth its wrong guesses.
 LEAST_GAIN = 1.05
+#: A longer lookahead must gain more than this.
+WORTH_A_LAYER = 1.01
 #: Layers ahead beyond which the gate guesses too much.
 FARTHEST = 4
 
@@ -52,15 +54,24 @@ class Advice:
         return asdict(self)
 
 
-def advise(cache: Cache, hit_rates: Mapping[str, float], seen: Seen, link: Link | None) -> Advice:
+def advise(
+    cache: Cache,
+    hit_rates: Mapping[str, float],
+    seen: Seen,
+    link: Link | None,
+    rate_of: Mapping[int, float] | None = None,
+) -> Advice:
     """From each policy's hit rate in a replay of what was `seen`.
+
+    `rate_of`: the best policy's modelled tokens per second by lookahead, 0 among them, where
+    prefetch was replayed.
 
     Raises ValueError where no policy is one that a run can use.
     """
     policy = best_policy(hit_rates)
     num_misses = round((1 - hit_rates[policy]) * seen.num_lookups)
     missed = Moved(seen.num_tokens, seen.num_steps, num_misses)
-    lookahead, why = _lookahead(cache, missed, link)
+    lookahead, why = _lookahead(cache, missed, link) if rate_of is None else _fastest(rate_of)
     reason = f"{_why_policy(policy, hit_rates, cache)}, and {why}"
     return Advice(cache.slots / cache.num_keys, cache.slots, policy, lookahead, reason)
 
@@ -117,6 +128,13 @@ def _lookahead(cache: Cache, missed: Moved, link: Link | None) -> tuple[int, str
         f"an expert takes {link.blob_s * 1e6:.0f} us over the link and a layer computes {link.layer_us:.0f}: "
         f"{lookahead} {layers} ahead can hide it, for a gain of up to {gain - 1:.0%}"
     )
+
+
+def _fastest(rate_of: Mapping[int, float]) -> tuple[int, str]:
+    """The shortest lookahead of those that are as good as the fastest."""
+    best = min(ahead for ahead, rate in rate_of.items() if rate * WORTH_A_LAYER >= max(rate_of.values()))
+    others = ", ".join(f"{rate:.1f} with {ahead}" for ahead, rate in rate_of.items() if ahead != best)
+    return best, f"in the replay a lookahead of {best} gives {rate_of[best]:.1f} tok/s ({others})"
 
 
 def mean_rates(rates: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from compute import predictors
 from compute.policies import KNOWN, OFFLINE, find
 from launch.config import RunConfig
 from launch.output import check_place
@@ -26,6 +27,7 @@ class RecordConfig:
     passes: str = "token"
     window: int | None = None
     tokens: int | None = None
+    predicted: int = 2
     probs: bool = False
 
     def __post_init__(self) -> None:
@@ -37,6 +39,8 @@ class RecordConfig:
             _check_at_least_1(name, value)
             if value is not None and self.text is None:
                 raise ValueError(f"{name} belongs to --text; prompts are short: leave it out")
+        if self.predicted < 0:
+            raise ValueError(f"--predicted is {self.predicted}; it must be 0 (nothing is kept) or more")
         if self.out == "-":
             raise ValueError("--out writes a file: name one, such as trace.npz")
         check_place("--out", self.out)
@@ -51,6 +55,8 @@ class SimulateConfig:
     capacities: tuple[float, ...] = ()
     scope: str = "global"
     policy: str = "all"
+    predictor: str = "none"
+    lookahead: int = 0
     tokens: int | None = None
     link: int | None = None
     blob_bytes: int | None = None
@@ -73,6 +79,7 @@ class SimulateConfig:
             find(policy)
         _check_at_least_1("--tokens", self.tokens)
         _check_at_least_1("--jobs", self.jobs)
+        self._check_foresight()
         self._check_link()
         self._check_advice()
         check_place("--json", self.json)
@@ -87,6 +94,16 @@ class SimulateConfig:
     @property
     def num_jobs(self) -> int:
         return self.jobs or len(os.sched_getaffinity(0))
+
+    def _check_foresight(self) -> None:
+        try:
+            is_none = predictors.parse(self.predictor).is_none
+        except ValueError as error:
+            raise ValueError(f"--predictor {self.predictor}: {error}") from None
+        if self.lookahead < 0:
+            raise ValueError(f"--lookahead is {self.lookahead}; it must be 0 (off) or more")
+        if is_none and self.lookahead > 0:
+            raise ValueError(f"--lookahead {self.lookahead} needs a predictor: name one with --predictor")
 
     def _check_link(self) -> None:
         if self.link is not None and self.layer_us is None:

@@ -9,6 +9,7 @@ import os
 import secrets
 import sys
 from contextlib import closing
+from dataclasses import replace
 from inspect import signature
 from pathlib import Path
 from time import perf_counter
@@ -26,6 +27,7 @@ from protocol.units import format_size
 
 if TYPE_CHECKING:
     from compute import Offloaded
+    from compute.predictors.recorder import PredictionRecorder
     from compute.trace import Json, Trace
     from compute.trace_recorder import TraceRecorder
 
@@ -60,7 +62,7 @@ def record_trace(config: RecordConfig) -> None:
     with closing(_offload(config.run)) as offloaded:
         started_s = perf_counter()
         manifest = Manifest.read(offloaded.store)
-        recorder = _recorder(offloaded, manifest, config.probs)
+        recorder, foreseen = _recorders(offloaded, manifest, config)
         seed = secrets.randbelow(_MAX_SEED) if config.run.seed is None else config.run.seed
         if config.text is None:
             prompts = [line for line in text.splitlines() if line.strip()]
@@ -75,6 +77,9 @@ def record_trace(config: RecordConfig) -> None:
     live: dict[str, Json] = {name: report[name] for name in LIVE}
     meta = _meta(config, manifest, seed, live)
     trace = recorder.trace(meta, keeps_passes=config.passes != "split" or config.text is None)
+    if foreseen is not None:
+        foreseen.close()
+        trace = replace(trace, predicted=foreseen.predicted())
     _finish(config, trace, report)
 
 
@@ -109,16 +114,27 @@ def _offload(run: RunConfig) -> "Offloaded":
     )
 
 
-def _recorder(offloaded: "Offloaded", manifest: Manifest, keeps_probs: bool) -> "TraceRecorder":
-    """One that watches from now on, with its ear at the routers."""
+def _recorders(
+    offloaded: "Offloaded", manifest: Manifest, config: RecordConfig
+) -> "tuple[TraceRecorder, PredictionRecorder | None]":
+    """They watch from now on, with their ears at the routers and, for --predicted, a gate of their own."""
+    from compute.predictors.base import RoutingShape
+    from compute.predictors.recorder import PredictionRecorder
     from compute.router_probs import RouterProbs
     from compute.trace_recorder import TraceRecorder
 
-    recorder = TraceRecorder(manifest.num_layers, manifest.num_experts, keeps_probs)
-    stage = offloaded.stage
-    stage.router_probs = stage.router_probs or RouterProbs(offloaded.moe_layers)
+    layers, stage, top_k = offloaded.moe_layers, offloaded.stage, manifest.top_k
+    recorder = TraceRecorder(manifest.num_layers, manifest.num_experts, config.probs)
+    stage.router_probs = stage.router_probs or RouterProbs(layers)
     stage.observers.append(recorder.observe)
-    return recorder
+    ahead = min(config.predicted, manifest.num_layers - 1)
+    if ahead == 0:
+        return recorder, None
+    shape = RoutingShape(manifest.num_layers, manifest.num_experts, top_k)
+    # As many again as a token uses, so that a widened gate can be replayed as well.
+    foreseen = PredictionRecorder(layers, shape, ahead, extra=min(top_k, manifest.num_experts - top_k))
+    stage.observers.append(foreseen.observe)
+    return recorder, foreseen
 
 
 def _continue_prompts(

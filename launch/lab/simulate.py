@@ -3,13 +3,14 @@
 import json as json_text
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from compute.comparison import Result, compare
+from compute.policies import OFFLINE
 from compute.replay import Scope
-from compute.replay_worker import Cell
-from compute.timing_model import Moved, Timing, timing
-from launch.lab.advice import Advice, advise, mean_rates
+from compute.replay_worker import Cell, Foresight
+from compute.timing_model import Link, Moved, Timing, timing
+from launch.lab.advice import Advice, Seen, advise, best_policy, mean_rates
 from launch.lab.config import SimulateConfig
 from launch.lab.progress import progress
 from launch.lab.subject import Subject, subject_of
@@ -76,7 +77,7 @@ def simulate_traces(config: SimulateConfig) -> None:
 def _replayed(subjects: Sequence[Subject], config: SimulateConfig) -> list[Row]:
     scope = Scope(config.scope)
     cells = [
-        Cell(subject.path, policy, capacity, scope, config.tokens)
+        Cell(subject.path, policy, capacity, scope, config.tokens, _foresight(policy, subject, config))
         for subject in subjects
         for capacity in subject.capacities
         for policy in config.policies
@@ -87,12 +88,30 @@ def _replayed(subjects: Sequence[Subject], config: SimulateConfig) -> list[Row]:
     return [_row(of_path[result.cell.trace], result) for result in results]
 
 
+def _foresight(policy: str, subject: Subject, config: SimulateConfig) -> Foresight | None:
+    """None for the offline policies, too: they bound what can be had without prefetch."""
+    if config.lookahead == 0 or policy in OFFLINE:
+        return None
+    link = subject.link
+    stated = (link.rate, link.blob_bytes, link.layer_us) if link else None
+    return Foresight(config.predictor, config.lookahead, stated)
+
+
 def _row(subject: Subject, result: Result) -> Row:
     if subject.link is None:
         return Row(subject, result, None)
-    seen = subject.seen
-    moved = Moved(seen.num_tokens, seen.num_steps, demanded=result.outcome.misses)
-    return Row(subject, result, timing(moved, subject.link))
+    return Row(subject, result, _timing(subject.seen, subject.link, result))
+
+
+def _timing(seen: Seen, link: Link, result: Result) -> Timing:
+    """The timing model's, or where guesses were replayed over the link, what that took."""
+    foreseen = result.foreseen
+    if foreseen is None:
+        return timing(Moved(seen.num_tokens, seen.num_steps, result.outcome.misses), link)
+    used, wasted, stall_s = (foreseen[name] or 0 for name in ("prefetch_used", "prefetch_wasted", "stall_s"))
+    missed = foreseen["misses"] or 0
+    bounds = timing(Moved(seen.num_tokens, seen.num_steps, int(missed), int(used), int(wasted)), link)
+    return replace(bounds, stall_s=stall_s, total_s=seen.num_steps * link.layer_s + stall_s)
 
 
 def _advised(rows: Sequence[Row], config: SimulateConfig) -> list[Advice]:
@@ -100,19 +119,37 @@ def _advised(rows: Sequence[Row], config: SimulateConfig) -> list[Advice]:
     groups: dict[int, list[Row]] = {}
     for row in rows:
         groups.setdefault(row.result.slots, []).append(row)
-    shapes = {(row.subject.num_layers, row.subject.num_experts, row.subject.top_k) for row in rows}
-    if len(shapes) > 1:
-        raise ValueError(
-            "--advise speaks of one model, and these traces are of several: name them one by one"
-        )
-    return [_advice(group) for group in groups.values()]
+    return [_advice(group, config) for group in groups.values()]
 
 
-def _advice(rows: Sequence[Row]) -> Advice:
+def _advice(rows: Sequence[Row], config: SimulateConfig) -> Advice:
     subjects = list(dict.fromkeys(row.subject for row in rows))
-    rates = [{row.policy: row.hit_rate for row in rows if row.subject is subject} for subject in subjects]
-    first = subjects[0]
-    return advise(first.cache(rows[0].result.slots), mean_rates(rates), first.seen, first.link)
+    rates = mean_rates(
+        [{row.policy: row.hit_rate for row in rows if row.subject is subject} for subject in subjects]
+    )
+    first, rate_of = subjects[0], None
+    if config.lookahead and first.link:
+        policy = best_policy(rates)
+        rate_of = _rates_by_lookahead([row for row in rows if row.policy == policy], config)
+    return advise(first.cache(rows[0].result.slots), rates, first.seen, first.link, rate_of)
+
+
+def _rates_by_lookahead(rows: Sequence[Row], config: SimulateConfig) -> dict[int, float]:
+    """One policy's tokens per second with every lookahead up to the one that was asked for."""
+    cells = {
+        (ahead, row.subject): row.result.cell._replace(
+            foresight=_foresight(row.policy, row.subject, replace(config, lookahead=ahead))
+        )
+        for ahead in range(config.lookahead + 1)
+        for row in rows
+    }
+    results = compare(list(cells.values()), config.num_jobs)
+    seconds = dict.fromkeys(range(config.lookahead + 1), 0.0)
+    for (ahead, subject), result in zip(cells, results, strict=True):
+        assert subject.link is not None
+        seconds[ahead] += _timing(subject.seen, subject.link, result).total_s
+    num_tokens = sum(row.subject.seen.num_tokens for row in rows)
+    return {ahead: num_tokens / each for ahead, each in seconds.items() if each > 0}
 
 
 def _tell(

@@ -28,9 +28,13 @@ def print_rates(title: str, rows: Sequence["Row"], file: TextIO) -> None:
     capacities = list(dict.fromkeys(row.capacity for row in rows))
     slots = {row.capacity: row.result.slots for row in rows}
     has_link = rows[0].timing is not None
+    has_foresight = any(row.result.foreseen for row in rows)
     for capacity in capacities:
         table.add_column(f"{capacity:.3g} = {slots[capacity]} slots", justify="right", no_wrap=True)
         table.add_column("gap closed", justify="right")
+        if has_foresight:
+            table.add_column("late", justify="right")
+            table.add_column("miss recall", justify="right")
         if has_link:
             table.add_column("tok/s", justify="right")
             table.add_column("stalled", justify="right")
@@ -39,7 +43,7 @@ def print_rates(title: str, rows: Sequence["Row"], file: TextIO) -> None:
     for row in rows:
         of_policy.setdefault(row.policy, {})[row.capacity] = row
     for policy, given in sorted(of_policy.items(), key=lambda item: -_total(item[1].values())):
-        cells = [text for capacity in capacities for text in _cells(given[capacity])]
+        cells = [text for capacity in capacities for text in _cells(given[capacity], has_foresight)]
         seconds = sum(row.result.outcome.seconds for row in given.values())
         table.add_row(policy, *cells, f"{seconds:.1f}")
     print_table(table, file)
@@ -52,14 +56,21 @@ def _total(rows: Iterable["Row"]) -> float:
     return sum(row.hit_rate for row in rows)
 
 
-def _cells(row: "Row") -> list[str]:
-    gap = row.result.gap_closed
-    cells = [f"{row.hit_rate:.1%}", "-" if gap is None else f"{gap:.0%}"]
+def _cells(row: "Row", has_foresight: bool) -> list[str]:
+    cells = [f"{row.hit_rate:.1%}", _percent(row.result.gap_closed)]
+    if has_foresight:
+        foreseen, lookups = row.result.foreseen or {}, row.result.outcome.lookups
+        late = foreseen.get("late")
+        cells += [_percent(None if late is None else late / lookups), _percent(foreseen.get("miss_recall"))]
     if row.timing is not None:
         rate = row.timing.tokens_per_second
         share = row.timing.stall_s / row.timing.total_s if row.timing.total_s else 0.0
         cells += ["-" if rate is None else f"{rate:.1f}", f"{share:.0%}"]
     return cells
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.0%}"
 
 
 def _bound(rows: Sequence["Row"]) -> str:

@@ -48,6 +48,10 @@ def record(
     tokens: Annotated[
         int | None, typer.Option(metavar="N", help="With --text: only its first N tokens [default: all].")
     ] = None,
+    predicted: Annotated[
+        int,
+        typer.Option(metavar="D", help="Keep what the gate predicts up to D layers ahead; 0 is nothing."),
+    ] = 2,
     probs: Annotated[
         bool, typer.Option("--probs", help="Keep the routers' whole distributions, not the chosen alone.")
     ] = False,
@@ -103,7 +107,7 @@ def record(
 
         own = {
             name: given.pop(name)
-            for name in ("out", "prompts", "text", "passes", "window", "tokens", "probs")
+            for name in ("out", "prompts", "text", "passes", "window", "tokens", "predicted", "probs")
         }
         run = RunConfig(**{**given, "ram": size_of("--ram", ram)})
         config = RecordConfig(run=run, **own)
@@ -140,6 +144,15 @@ def simulate(
     policy: Annotated[
         str, typer.Option(metavar="all|A,B,...", help="Policies by name, or your own as file.py:Class.")
     ] = "all",
+    predictor: Annotated[
+        str,
+        typer.Option(
+            metavar="P", help="Prefetch too: gate (where the trace holds it), previous-token, st-moe."
+        ),
+    ] = "none",
+    lookahead: Annotated[
+        int | None, typer.Option(metavar="D", help="MoE layers to look ahead [default: 1 with a predictor].")
+    ] = None,
     tokens: TokensOption = None,
     link: Annotated[
         str | None, typer.Option(metavar="RATE", help="Model the time over a link, like 25GB/s.")
@@ -165,7 +178,7 @@ def simulate(
 ) -> None:
     """Replay traces under eviction policies: hit rates, and how near each comes to the best possible."""
     with sentences():
-        from compute.settings import rate_of, size_of
+        from compute.settings import layers_ahead, rate_of, size_of
         from launch.lab.config import SimulateConfig
 
         config = SimulateConfig(
@@ -173,6 +186,8 @@ def simulate(
             capacities=tuple(capacity or ()),
             scope=scope,
             policy=policy,
+            predictor=predictor,
+            lookahead=layers_ahead(predictor, lookahead),
             tokens=tokens,
             link=rate_of("--link", link),
             blob_bytes=size_of("--blob-bytes", blob_bytes),

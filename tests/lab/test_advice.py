@@ -53,3 +53,10 @@ def test_a_prefetch_that_cannot_gain_is_advised_against() -> None:
 
 def test_several_traces_count_alike() -> None:
     assert mean_rates([{"lru": 0.2}, {"lru": 0.6}]) == {"lru": pytest.approx(0.4)}
+
+
+def test_the_shortest_lookahead_of_the_fastest_is_named_where_prefetch_was_replayed() -> None:
+    rate_of = {0: 100.0, 1: 149.5, 2: 150.0}
+    advice = advise(CACHE, RATES, SEEN, Link(1e6, 1000, 100), rate_of)
+    assert advice.lookahead == 1
+    assert "149.5 tok/s (100.0 with 0, 150.0 with 2)" in advice.reason
