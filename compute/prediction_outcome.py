@@ -52,6 +52,7 @@ class PredictedOutcome:
             "prefetch_used": counters.prefetch_used,
             "prefetch_hits": self.prefetch_hits,
             "prefetch_wasted": self.wasted,
+            "prefetch_dropped": counters.prefetch_dropped,
             "miss_recall": counters.miss_recall,
             "prediction_recall": self.score.recall,
             "prediction_precision": self.score.precision,

@@ -35,8 +35,8 @@ class SpatioTemporal:
         self,
         shape: RoutingShape,
         lookahead: int,
-        blend: float = 0.6,
-        decay: float = 0.998,
+        blend: float = 0.85,
+        decay: float = 0.995,
         history: float = 0.9,
         extra: int = 0,
     ) -> None:
