@@ -136,7 +136,7 @@ typedef struct {
 typedef struct Context {
     const Isa *isa;
     int num_scratches;
-    int64_t scratch_bytes;
+    int64_t scratch_bytes, row_columns;
     Area scratch, x, inner, proj;
 } Context;
 
@@ -187,6 +187,7 @@ static Shape shape_of(const Matrix *m) {
     shape.chunk_tiles = (int)max64(1, CHUNK_BYTES / ((int64_t)m->num_columns * TILE_ROWS * m->bits / 8));
     return shape;
 }
+
 INLINE int64_t place_of(const Call *call, int64_t row) { return call->places ? call->places[row] : row; }
 
 #define TEMPLATE
@@ -425,9 +426,9 @@ static void prepare(const Preparation *p, int64_t num_rows) {
 
 /* At least `size` bytes, 64-byte aligned and zero at first; what was there before may be gone. */
 static void *reserve(Area *area, size_t size) {
-    if (area->size >= size) return area->memory;
+    if (area->size > size) return area->memory;
     free(area->memory);
-    size = (size_t)align_up((int64_t)size, 4096);
+    size = (size_t)align_up((int64_t)size + 1, 4096);
     area->memory = aligned_alloc(4096, size);
     area->size = area->memory ? size : 0;
     if (area->memory) memset(area->memory, 0, size);
@@ -448,18 +449,18 @@ static int reserve_operand(Area *area, Operand *operand, const Matrix *m, int va
 }
 
 static int reserve_scratch(Context *context, const Call *call) {
-    int threads = (int)max64(1, min64(call->threads, MAX_THREADS));
-    int64_t columns = align_up(max64(call->up.num_columns, call->down.num_columns), 64);
-    int64_t bytes = align_up((int64_t)sizeof(Scratch) + columns * 6, 64);
-    if (threads <= context->num_scratches && bytes <= context->scratch_bytes) return DONE;
-    context->scratch_bytes = max64(bytes, context->scratch_bytes);
+    const int threads = (int)max64(1, min64(call->threads, MAX_THREADS));
+    const int64_t columns = align_up(max64(call->up.num_columns, call->down.num_columns), 64);
+    if (threads <= context->num_scratches && columns <= context->row_columns) return DONE;
     context->num_scratches = 0;
+    context->row_columns = max64(columns, context->row_columns);
+    context->scratch_bytes = align_up((int64_t)sizeof(Scratch) + context->row_columns * 6, 64);
     if (!reserve(&context->scratch, (size_t)(context->scratch_bytes * threads))) return NO_MEMORY;
     context->num_scratches = threads;
     for (int thread = 0; thread < threads; thread++) {
         Scratch *scratch = scratch_of(context, thread);
         scratch->row = (float *)(scratch + 1);
-        scratch->row_words = (int16_t *)(scratch->row + (context->scratch_bytes - (int64_t)sizeof(Scratch)) / 6 / 16 * 16);
+        scratch->row_words = (int16_t *)(scratch->row + context->row_columns);
     }
     return DONE;
 }
@@ -634,6 +635,7 @@ INLINE float FN(total)(Floats a) {
 typedef int32_t Ints __attribute__((vector_size(16)));
 typedef float Floats __attribute__((vector_size(16)));
 typedef uint16_t FN(Words) __attribute__((vector_size(16)));
+typedef uint32_t FN(Unsigned) __attribute__((vector_size(16)));
 #define COLUMNS 2
 #define ROWS 2
 INLINE Ints FN(load)(const void *from) {
@@ -646,7 +648,7 @@ INLINE Ints FN(shift)(Ints a, unsigned by) { return (Ints)((FN(Words))a >> (uint
 INLINE Ints FN(mask)(Ints a, int bits) { return (Ints)((FN(Words))a & (uint16_t)bits); }
 INLINE Ints FN(either)(Ints a, Ints b) { return a | b; }
 INLINE Ints FN(no_ints)(void) { return (Ints){0}; }
-INLINE Ints FN(add)(Ints a, Ints b) { return a + b; }
+INLINE Ints FN(add)(Ints a, Ints b) { return (Ints)((FN(Unsigned))a + (FN(Unsigned))b); }
 /* Each lane's words, low and high, with their signs. */
 INLINE Ints FN(low)(Ints a) { return (a & 0xffff) - ((a & 0x8000) << 1); }
 INLINE Ints FN(dot)(Ints sum, Ints a, Ints b) { return sum + FN(low)(a) * FN(low)(b) + (a >> 16) * (b >> 16); }
@@ -718,7 +720,10 @@ INLINE FN(Bytes) FN(bytes_at)(const int bits, FN(Stripe) stripe, int k) {
 
 /* The codes of the stripe's row j: those of even columns, or of odd ones. */
 INLINE Ints FN(codes)(const int bits, const FN(Bytes) *bytes, const int j, const int is_odd) {
-    if (bits != 3) return FN(mask)(FN(shift)(bytes->upper[0], (unsigned)(8 - bits * (j + 1) + 8 * is_odd)), (1 << bits) - 1);
+    if (bits != 3) {
+        const unsigned by = (unsigned)(8 - bits * (j + 1) + 8 * is_odd);
+        return FN(mask)(FN(shift)(bytes->upper[0], by), (1 << bits) - 1);
+    }
     const Ints upper = bytes->upper[j % 2];
     const int down = 5 - j / 2 * 2 + 8 * is_odd; /* to bits 1 and 2 */
     const Ints twice = down < 0 ? FN(add)(upper, upper) : FN(shift)(upper, (unsigned)down);
@@ -771,7 +776,8 @@ INLINE void FN(widen)(const uint8_t *from, int count, float *to) {
 }
 
 /* Scale, zero and their product of the tile's groups [group, group + count). */
-static void FN(unpack_groups)(const Matrix *m, const uint8_t *blob, int64_t num_groups, int64_t group, int count, Scratch *s) {
+static void FN(unpack_groups)(const Matrix *m, const uint8_t *blob, int64_t num_groups, int64_t group, int count,
+                              Scratch *s) {
     for (int q = 0; q < s->num_rows; q++) {
         const int64_t at = 2 * (s->rows[q] * num_groups + group);
         FN(widen)(blob + m->scale + at, count, s->scale[q]);
@@ -875,8 +881,10 @@ INLINE void FN(multiply_stripe)(const int bits, const int vectors, const Matrix 
             }
         }
 #pragma GCC unroll 8
-        for (int j = 0; j < rows; j++)
-            totals[j] = FN(fma)(FN(floats)(products[j]), FN(factors)(s->factor[j], vectors, g, m->group, lanes), totals[j]);
+        for (int j = 0; j < rows; j++) {
+            const Floats factors = FN(factors)(s->factor[j], vectors, g, m->group, lanes);
+            totals[j] = FN(fma)(FN(floats)(products[j]), factors, totals[j]);
+        }
     }
     for (int j = 0; j < rows; j++) sums[q + j] += FN(total)(totals[j]);
 }

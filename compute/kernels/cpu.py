@@ -140,6 +140,7 @@ class CpuKernel:
 
     def __call__(self, module: nn.Module, blob: Tensor, rows: Tensor) -> Tensor:
         """[n, H] from `rows` [n, H]; see `ExpertKernel`."""
+        assert blob.is_cpu and rows.is_cpu, "the cpu kernel reads the memory of the CPU"
         return self.run_rows(module, [blob.data_ptr()], [0, len(rows)], rows)
 
     def run_rows(
