@@ -67,7 +67,5 @@ class Predictor(Protocol):
 def check_lookahead(name: str, lookahead: int) -> int:
     """`lookahead`, at least 1. Raises ValueError."""
     if lookahead < 1:
-        raise ValueError(
-            f"{name}'s lookahead is {lookahead}; allowed is 1 or more, 0 means no predictor"
-        )
+        raise ValueError(f"{name}'s lookahead is {lookahead}; allowed is 1 or more, 0 means no predictor")
     return lookahead

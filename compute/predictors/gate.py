@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from compute.predictors.base import Prediction, check_lookahead
-from compute.predictors.ranking import Ranks, Width, most_wanted, rank
+from compute.predictors.ranking import Ranks, Width, most_wanted, rank, rank_one
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -55,23 +55,17 @@ class GateLookahead:
         pass  # what was chosen says nothing that the residual does not
 
     def predict(self, layer: int, residual: Tensor | None, chosen: Sequence[int]) -> list[Prediction]:
-        return [Prediction(target, most_wanted(ranks)) for target, ranks in self.peer(layer, residual)]
+        return [
+            Prediction(target, self._wanted(logits, index))
+            for target, logits, index in self._ask_after(layer, residual)
+        ]
 
     def peer(self, layer: int, residual: Tensor | None = None) -> list[tuple[int, Ranks]]:
         """(target, experts [T, n] most wanted first) for the layers after `layer`, token by token.
 
         Without a `residual` it is the one that entered the layer's norm last, once.
         """
-        import torch
-
-        if residual is None:
-            residual = self._residual.pop(layer, None)
-        if residual is None:
-            return []
-        targets = range(layer + 1, min(layer + self.lookahead + 1, self._num_layers))
-        rows = residual.reshape(-1, residual.shape[-1])
-        with torch.no_grad():
-            return [(target, self._ask(target, rows)) for target in targets if target in self._gates]
+        return [(target, self._rank(*asked)) for target, *asked in self._ask_after(layer, residual)]
 
     def close(self) -> None:
         for hook in self._hooks:
@@ -91,13 +85,34 @@ class GateLookahead:
         if layer.index < self._num_layers - 1:
             self._hooks.append(layer.norm.register_forward_pre_hook(note_residual))
 
-    def _ask(self, target: int, rows: Tensor) -> Ranks:
-        """What `target`'s gate would choose for rows [T, H]."""
+    def _ask_after(self, layer: int, residual: Tensor | None) -> list[tuple[int, Tensor, Tensor]]:
+        """(target, logits [T, num_experts], index [T, k]) of the gates that can be asked."""
+        import torch
+
+        if residual is None:
+            residual = self._residual.pop(layer, None)
+        if residual is None:
+            return []
+        targets = range(layer + 1, min(layer + self.lookahead + 1, self._num_layers))
+        rows = residual.reshape(-1, residual.shape[-1])
+        with torch.no_grad():
+            return [(target, *self._ask(target, rows)) for target in targets if target in self._gates]
+
+    def _ask(self, target: int, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """What `target`'s gate says of rows [T, H]."""
         norm, router = self._gates[target]
         logits, _, index = router.forward(norm.forward(rows))[:3]
-        logits = logits.reshape(len(rows), -1).float().numpy(force=True)
-        chosen = index.reshape(len(rows), -1).numpy(force=True)
-        return rank(logits, chosen, self._width.of(chosen.shape[1], logits.shape[1]))
+        return logits.reshape(len(rows), -1), index.reshape(len(rows), -1)
+
+    def _wanted(self, logits: Tensor, index: Tensor) -> list[int]:
+        if len(index) > 1:
+            return most_wanted(self._rank(logits, index))
+        num_named = self._width.of(index.shape[1], logits.shape[1])
+        return rank_one(logits[0].tolist(), index[0].tolist(), num_named)
+
+    def _rank(self, logits: Tensor, index: Tensor) -> Ranks:
+        num_named = self._width.of(index.shape[1], logits.shape[1])
+        return rank(logits.float().numpy(force=True), index.numpy(force=True), num_named)
 
 
 def _describe_blind(moe_layers: Sequence[MoeLayer]) -> list[str]:

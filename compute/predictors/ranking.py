@@ -6,7 +6,9 @@ that both name the same experts in the same order, equal logits included.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from heapq import nsmallest
 from math import ceil
 
 import numpy as np
@@ -59,6 +61,15 @@ def rank(logits: npt.NDArray[np.float32], chosen: Index, num_named: int) -> Rank
     np.put_along_axis(others, chosen, -np.inf, 1)
     more = np.argsort(-others, axis=1, kind="stable")[:, :num_more]
     return np.concatenate([first, more.astype(np.int16)], axis=1)
+
+
+def rank_one(logits: Sequence[float], chosen: Sequence[int], num_named: int) -> list[int]:
+    """`rank` of one token, in a fraction of its time."""
+    ranked = sorted(chosen, key=lambda expert: (-logits[expert], expert))
+    if num_named > len(ranked):
+        others = set(range(len(logits))).difference(chosen)
+        ranked += nsmallest(num_named - len(ranked), others, key=lambda expert: (-logits[expert], expert))
+    return ranked[:num_named]
 
 
 def most_wanted(ranks: Ranks) -> list[int]:

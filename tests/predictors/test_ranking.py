@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compute.predictors.ranking import Width, most_wanted, rank
+from compute.predictors.ranking import Width, most_wanted, rank, rank_one
 
 LOGITS = np.array([[0.1, 0.9, 0.5, 0.7, 0.3]], dtype=np.float32)
 
@@ -38,6 +38,8 @@ def test_a_row_names_distinct_experts_and_narrower_rows_are_its_beginning(
     assert all(len(set(row)) == named for row in ranks.tolist())
     assert np.array_equal(rank(logits, chosen, top_k), ranks[:, :top_k])
     assert np.array_equal(np.sort(ranks[:, :top_k], 1), np.sort(chosen, 1))
+    for row, some, ranked in zip(logits.tolist(), chosen.tolist(), ranks.tolist(), strict=True):
+        assert rank_one(row, some, named) == ranked
 
 
 def test_one_token_s_experts_stay_in_their_order() -> None:
