@@ -17,6 +17,7 @@ from compute.connection import Connection
 from compute.entrance import Entrance
 from compute.ledger import Completion, Ledger, poll_fds
 from compute.patience import TIMEOUT_HINT, Patience, Verdict, timeout_setting
+from compute.roll_call import ROLL_CALL_S, RollCall
 from compute.tickets import TicketBook
 from protocol.arena import H_TURNS, Arena
 from protocol.errors import LoaderLostError, ProtocolError, SidestageError
@@ -57,6 +58,8 @@ class LoaderClient:
         self.endpoint = os.fspath(endpoint)
         self.timeout_s = timeout_setting(timeout_s)
         self.num_restarts = 0
+        #: Sessions begun anew with a living loader, because a command was lost.
+        self.num_renewals = 0
         self.quota = quota
         self._is_owner = revive is not None
         self._timeline = timeline
@@ -66,6 +69,8 @@ class LoaderClient:
         self._is_orphaned = False
         self.is_closed = False
         self._patience = Patience(self.timeout_s)
+        self._roll_call = RollCall()
+        self._num_answers = 0
         knock = Knock(PROTOCOL_VERSION, quota, store, completions, -1)
         self._entrance = Entrance(self.endpoint, knock, self.timeout_s, revive)
         self._connection = self._entrance.enter()
@@ -172,14 +177,15 @@ class LoaderClient:
         """The loader's counters, asked now; `loader_restarts` is ours. Raises LoaderLostError."""
         until = time.monotonic() + self.timeout_s
         asked_of: Connection | None = None
-        seen = 0
+        seen, again_at = 0, 0.0
         while time.monotonic() < until:
             with self._lock:
                 self._check_usable()
                 if self._connection.is_dead():
                     self._recover()
-                if asked_of is not self._connection:
+                if asked_of is not self._connection or time.monotonic() > again_at:
                     asked_of, seen = self._connection, self._ledger.num_stats
+                    again_at = time.monotonic() + ROLL_CALL_S
                     self._post(Snapshot())
                 self._hear()
                 if self._ledger.num_stats != seen:
@@ -237,7 +243,7 @@ class LoaderClient:
     def _has_sent(self, command: Fetch | Release | Snapshot) -> bool:
         """False: the loader is dead."""
         try:
-            self._connection.bus.send(command)
+            self._connection.send(command)
         except LoaderLostError as error:
             if not self._connection.is_dead():
                 self._fail(error)
@@ -309,9 +315,25 @@ class LoaderClient:
                         f"{TIMEOUT_HINT}"
                     )
                 )
+            case Verdict.WAIT:
+                self._call_the_roll(time.monotonic())
+
+    def _call_the_roll(self, now: float) -> None:
+        """In a silence, find out whether the loader has heard everything."""
+        is_answered = self._ledger.num_stats != self._num_answers
+        num_sent = self._connection.num_sent
+        num_heard = self._ledger.stats.get("client_commands", num_sent) if is_answered else None
+        if self._roll_call.has_lost(now, num_heard, self._turns()):
+            self._renew()
+        elif self._roll_call.is_due(now):
+            self._num_answers = self._ledger.num_stats
+            if self._has_sent(Snapshot()):
+                self._roll_call.ask(now, self._connection.num_sent, self._turns())
 
     def _note_progress(self) -> None:
-        self._patience.note_progress(time.monotonic(), self._turns())
+        now = time.monotonic()
+        self._patience.note_progress(now, self._turns())
+        self._roll_call.note_progress(now)
 
     def _turns(self) -> int:
         """How often the loader's loop has gone round."""
@@ -333,13 +355,35 @@ class LoaderClient:
             self._fail(error)
         self.num_restarts += 1
         self._is_orphaned = False
+        self._ask_again()
+
+    def _renew(self) -> None:
+        """A command was lost: begin a new session, in which both sides know what is held and awaited."""
+        old = self._connection
+        try:
+            self._connection = self._entrance.enter_anew(old.known, self._leases)
+        except SidestageError as error:
+            if not old.is_dead():
+                self._fail(error)
+            self._recover()
+            return
+        old.close(says_goodbye=False)
+        self.num_renewals += 1
+        self._ask_again()
+
+    def _leases(self, connection: Connection) -> Sequence[Completion]:
+        self._ledger.collect_words(connection)
+        return [*self.tickets.held.values()]
+
+    def _ask_again(self) -> None:
+        """Ask for everything awaited, but what was cancelled."""
         self._ledger.forget_loader(self.arena)
         self._note_progress()
         awaited = [*self.tickets.asked.values()]
         demand = tuple(asked.request for asked in awaited if asked.is_demand)
         prefetch = tuple(asked.request for asked in awaited if not asked.is_demand)
         if awaited:
-            self._connection.bus.send(Fetch(demand=demand, prefetch=prefetch))
+            self._connection.send(Fetch(demand=demand, prefetch=prefetch))
         os.eventfd_write(self._notice, 1)
 
     def _last_words(self) -> Sequence[Completion]:

@@ -16,7 +16,7 @@ from protocol.arena import C_PID, Arena, ArenaGeometry
 from protocol.channel import BusClient
 from protocol.door import enter
 from protocol.errors import LoaderLostError, ProtocolError, RefusedError
-from protocol.messages import Fault, Goodbye, Hello, Knock, Ready, Welcome
+from protocol.messages import Command, Fault, Goodbye, Hello, Knock, Ready, Welcome
 
 GOODBYE_TIMEOUT_S = 1.0
 
@@ -56,6 +56,8 @@ class Connection:
             self.words = memoryview(self.arena.completions[self.welcome.client])
             self._opened = opened.pop_all()
         self.is_open = True
+        #: Commands since our Hello.
+        self.num_sent = 0
 
     @property
     def arena(self) -> Arena:
@@ -78,6 +80,11 @@ class Connection:
                 case None if self.is_dead():
                     raise LoaderLostError("the loader died while it let us in")
         raise LoaderLostError(f"the loader did not answer our Hello within {timeout_s:g} s {TIMEOUT_HINT}")
+
+    def send(self, command: Command) -> None:
+        """Hand the command over. Raises LoaderLostError when the queue stays full for the timeout."""
+        self.bus.send(command)
+        self.num_sent += 1
 
     def is_dead(self) -> bool:
         """The loader's process has ended: it writes no more."""

@@ -81,6 +81,17 @@ class Entrance:
                     f"{TIMEOUT_HINT}: {problem}"
                 )
 
+    def enter_anew(
+        self, known: KnownArena, leases: Callable[[Connection], Sequence[Completion]]
+    ) -> Connection:
+        """Come in again to a loader that lives. `leases`: those that we hold, asked once it has let us in.
+
+        From then on it tells nothing more to who we were. Raises SidestageError.
+        """
+        until = time.monotonic() + self._timeout_s
+        connection = Connection(self._endpoint, self.knock, self._timeout_s, known)
+        return self._greeted(connection, leases(connection), until)
+
     def _pause(self, problem: str, num_staged: int) -> None:
         pause_s = self._restarts.pause_s(num_staged) if self._revive else _KNOCK_INTERVAL_S
         if pause_s is None:
@@ -93,7 +104,9 @@ class Entrance:
 
     def _try(self, leases: Sequence[Completion], until: float, known: KnownArena | None) -> Connection:
         """Through the door, and heard on the bus."""
-        connection = self._admitted(until, known)
+        return self._greeted(self._admitted(until, known), leases, until)
+
+    def _greeted(self, connection: Connection, leases: Sequence[Completion], until: float) -> Connection:
         try:
             held = tuple(lease.ticket for lease in leases if lease.arena is connection.arena)
             connection.greet(held, _rest(until))

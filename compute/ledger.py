@@ -84,7 +84,11 @@ class Ledger:
         """Find the tickets that have ended."""
         if self._is_by_message:
             self.take_events(connection)
-            return
+        else:
+            self.collect_words(connection)
+
+    def collect_words(self, connection: Connection) -> None:
+        """Find the tickets whose words are out: the record, however the loader tells of them."""
         words, place = connection.words, self.tickets.place
         found = [word for ticket in self.tickets.asked if (word := words[place(ticket)]) >> 40 == ticket]
         self._await_reasons([word >> 40 for word in found if word & FRAME_MASK == DROPPED_FRAME], connection)

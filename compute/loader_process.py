@@ -7,6 +7,7 @@ one. Knows nothing of what clients ask.
 import os
 import sys
 import threading
+import zlib
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
@@ -81,6 +82,13 @@ class OwnedLoader:
     def turns(self) -> int:
         """How often the loader's loop has gone round: a loader in which it stands still is hung."""
         return int.from_bytes(os.pread(self.arena_fd, 8, 8 * H_TURNS), sys.byteorder)
+
+    @property
+    def progress(self) -> int:
+        """A number that changes when a client's ticket ends, in whatever way."""
+        geometry = self.geometry
+        num_bytes = geometry.num_clients * geometry.num_tickets * 8
+        return zlib.crc32(os.pread(self.arena_fd, num_bytes, geometry.completions_offset))
 
     def restart(self) -> None:
         """Kill and reap the loader, dead, hung or well, and start another on the same arena.

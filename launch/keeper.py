@@ -8,9 +8,9 @@ import time
 
 from compute.loader_process import OwnedLoader
 from compute.patience import RestartBudget, timeout_setting
-from protocol.errors import LoaderLostError
+from protocol.errors import LoaderLostError, SidestageError
 
-#: A loader that lived this long was of use: its death is the first of a new row.
+#: A loader that lived this long, or ended a ticket, was of use: its death is the first of a new row.
 LONG_LIFE_S = 10.0
 
 _log = logging.getLogger("sidestage")
@@ -23,15 +23,17 @@ class Keeper:
         self._loader = loader
         self._patience_s = timeout_setting(timeout_s) / 2
         self._budget = RestartBudget()
-        self._num_long_lives = 0
+        self._num_useful_lives = 0
+        self._progress = loader.progress
+        self._problem = ""
         self._born_at = self._turned_at = time.monotonic()
         self._turns = loader.turns
 
     def look(self, now: float) -> None:
         """Restart the loader if it is dead or has stood still for half the timeout.
 
-        Raises LoaderLostError when that was done in vain too often, SidestageError with the new
-        loader's sentence when it does not come up.
+        One that does not come up is tried again at the next look. Raises LoaderLostError, with the
+        last one's sentence, when that was done in vain too often.
         """
         turns = self._loader.turns
         if turns != self._turns:
@@ -42,15 +44,22 @@ class Keeper:
             self._restart(now, f"has stood still for {self._patience_s:g} s")
 
     def _restart(self, now: float, what: str) -> None:
-        self._num_long_lives += now - self._born_at > LONG_LIFE_S
-        pause_s = self._budget.pause_s(self._num_long_lives)
+        was_of_use = now - self._born_at > LONG_LIFE_S or self._loader.progress != self._progress
+        self._num_useful_lives += was_of_use
+        pause_s = self._budget.pause_s(self._num_useful_lives)
         if pause_s is None:
             raise LoaderLostError(
-                f"the loader {what}, {self._budget.num_in_vain + 1} times in a row: "
+                f"the loader {what}, {self._budget.num_in_vain + 1} times in a row{self._problem}: "
                 "run `sidestage doctor`, it looks for the reason"
             )
         _log.warning("the loader (pid %d) %s: starting another on the same arena", self._loader.pid, what)
         time.sleep(pause_s)
-        self._loader.restart()
+        try:
+            self._loader.restart()
+            self._problem = ""
+        except SidestageError as error:
+            _log.warning("the loader did not come up: %s", error)
+            self._problem = f" ({error})"
+        self._progress = self._loader.progress
         self._born_at = self._turned_at = time.monotonic()
         self._turns = self._loader.turns

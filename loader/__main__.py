@@ -36,6 +36,7 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--threads", type=int, default=2, help="reader threads")
     serve.add_argument("--rate", type=_rate, help="state a slow disk, as in 40MB/s")
     serve.add_argument("--no-verify", action="store_true", help="trust the disk: skip the checksums")
+    serve.add_argument("--faults", type=Path, help=argparse.SUPPRESS)
     serve.add_argument("--timeline", type=Path, help="write a list of trace events here at the end")
     serve.add_argument("--ready-fd", type=int, help="pipe for the one line that says ready or why not")
     serve.add_argument("--lifeline-fd", type=int, help="pipe that ends when the parent dies")
@@ -73,6 +74,7 @@ def _serve(arguments: argparse.Namespace) -> int:
             rate=arguments.rate,
             verify=not arguments.no_verify,
             timeline=arguments.timeline,
+            faults=arguments.faults,
             lifeline_fd=arguments.lifeline_fd,
         )
         serve(options, on_ready=on_ready)

@@ -22,7 +22,7 @@ class Client:
     """One client. `identity` and `eventfd` are empty and -1 until it has come (back) in.
 
     `tickets`: the ticket in each place that is in use. `by_word`: it reads completion words and
-    sleeps on its eventfd; otherwise it is told by messages.
+    sleeps on its eventfd; otherwise it is told by messages. `num_heard`: commands since its Hello.
     """
 
     number: int
@@ -33,6 +33,7 @@ class Client:
     identity: bytes = b""
     by_word: bool = True
     is_greeted: bool = False
+    num_heard: int = 0
     tickets: dict[int, int] = field(default_factory=dict)
     num_fetched: int = 0
     num_host_hits: int = 0

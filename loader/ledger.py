@@ -162,6 +162,7 @@ class Ledger:
                 "queue_depth": self._queue.num_keys,
                 "client_quota": client.quota,
                 "client_tickets": len(client.tickets),
+                "client_commands": client.num_heard,
                 "client_fetched": client.num_fetched,
                 "client_host_hits": client.num_host_hits,
             }

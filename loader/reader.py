@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from loader.faults import FaultBoard
 from loader.ledger import Fill, Ledger
 from loader.queue import TicketId
 from protocol.arena import Arena
@@ -108,6 +109,7 @@ class Readers:
         rate: int | None,
         wake_fd: int,
         timeline: Timeline | None,
+        faults: FaultBoard | None = None,
     ) -> None:
         """Start reading into the frames of `arena`; `wake_fd` is written to when the outbox has
         something to say."""
@@ -121,6 +123,7 @@ class Readers:
         self._rate = rate
         self._wake_fd = wake_fd
         self._timeline = timeline
+        self._faults = faults
         self._lock = threading.Lock()
         count = 1 if rate else num_threads
         self._threads = [
@@ -173,6 +176,8 @@ class Readers:
         """Read and check, once more if need be. Returns what is wrong, "" when all is well."""
         problem = ""
         for _ in range(_ATTEMPTS):
+            if self._faults:
+                self._faults.delay_read()
             try:
                 self._files.read(fill.key, self._arena.frames[fill.frame])
                 return ""

@@ -19,6 +19,7 @@ from typing import Self, assert_never
 import zmq
 
 from loader.clients import Client
+from loader.faults import FaultBoard, Word
 from loader.ledger import Ledger
 from loader.outbox import Outbox
 from loader.reader import Readers, StoreFiles
@@ -66,7 +67,7 @@ class ServeOptions:
 
     `arena_fd` stays the caller's; `folder` is made when missing and removed at the end; `rate`
     (bytes per second) states a slow disk; `verify` False skips checksums; `lifeline_fd` is the
-    pipe whose end means that the parent has died.
+    pipe whose end means that the parent has died; `faults` is a stress run's board.
     """
 
     store: Path
@@ -77,6 +78,7 @@ class ServeOptions:
     verify: bool = True
     timeline: Path | None = None
     lifeline_fd: int | None = None
+    faults: Path | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.threads <= 64:
@@ -106,8 +108,11 @@ class Service:
         self._is_in_a_hurry = False
         self._num_logged_faults = 0
         self._timeline = Timeline("loader") if options.timeline else None
+        self._faults: FaultBoard | None = None
         self._opened = contextlib.ExitStack()
         try:
+            if options.faults:
+                self._faults = self._opened.enter_context(FaultBoard(options.faults))
             self._open_store()
             self._open_arena()
             self._open_sockets()
@@ -159,6 +164,8 @@ class Service:
         self._opened.callback(self._files.close)
 
     def _open_arena(self) -> None:
+        if self._faults:
+            self._faults.fill_memory(os.fstat(self._options.arena_fd).st_size)
         self._arena = self._opened.enter_context(Arena(self._options.arena_fd, writable=True))
         _check_stride(self._arena, self._manifest)
         self._arena.populate()
@@ -203,6 +210,7 @@ class Service:
             rate=self._options.rate,
             wake_fd=self._wake_fd,
             timeline=self._timeline,
+            faults=self._faults,
         )
         self._opened.callback(self._end_readers)
 
@@ -253,6 +261,9 @@ class Service:
         if not client.is_greeted and not isinstance(command, Hello | Goodbye):
             self._ledger.complain(client, "order", f"{type(command).__name__} came before Hello")
             return
+        if self._faults and client.is_greeted and self._faults.take(Word.LOST_COMMANDS):
+            return
+        client.num_heard += client.is_greeted
         match command:
             case Hello():
                 self._greet(client, command)

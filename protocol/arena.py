@@ -161,13 +161,20 @@ class Arena:
     def __init__(self, fd: int, *, writable: bool, geometry: ArenaGeometry | None = None) -> None:
         """Map `fd`. Without `geometry` it is read from the header and checked against the size.
 
-        Raises ProtocolError when the memfd is not an arena or is shorter than its header says.
+        Raises ProtocolError when the memfd is not an arena or is shorter than its header says,
+        MemoryBudgetError when it cannot be mapped.
         """
         size = os.fstat(fd).st_size
         self.geometry = geometry or _read_geometry(fd, size)
         if size != self.geometry.total_bytes:
             raise ProtocolError(f"arena of {size} bytes, its geometry says {self.geometry.total_bytes}")
-        self._map = mmap.mmap(fd, size, prot=mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0))
+        try:
+            self._map = mmap.mmap(fd, size, prot=mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0))
+        except OSError as error:
+            raise MemoryBudgetError(
+                f"the arena of {size / 2**30:.2f} GiB does not fit into this process ({error.strerror}): "
+                f"raise its limit (ulimit -v), or pass a smaller --ram"
+            ) from error
         g = self.geometry
         self.header: Words = self._words(0, 512)
         self.clients: Words = self._words(g.clients_offset, g.num_clients, CLIENT_WORDS)

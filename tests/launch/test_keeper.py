@@ -7,7 +7,7 @@ import pytest
 
 from compute.loader_process import OwnedLoader
 from launch.keeper import LONG_LIFE_S, Keeper
-from protocol.errors import LoaderLostError
+from protocol.errors import LoaderLostError, MemoryBudgetError
 
 TIMEOUT_S = 4.0
 
@@ -21,9 +21,13 @@ class FakeLoader:
     is_alive: bool = True
     num_restarts: int = 0
     stays_dead: bool = False
+    progress: int = 0
+    sentence: str = ""
 
     def restart(self) -> None:
         self.num_restarts += 1
+        if self.sentence:
+            raise MemoryBudgetError(self.sentence)
         self.is_alive = not self.stays_dead
 
 
@@ -68,6 +72,31 @@ def test_restarting_in_vain_is_given_up_with_a_sentence() -> None:
         for _ in range(100):
             keeper.look(0.1)
     assert 1 < loader.num_restarts < 10
+
+
+def test_a_ticket_that_ended_makes_up_for_former_deaths() -> None:
+    loader = FakeLoader(is_alive=False, stays_dead=True)
+    keeper = _keeper(loader)
+    for _ in range(50):
+        loader.progress += 1
+        keeper.look(0.1)
+    assert loader.num_restarts == 50
+
+
+def test_a_loader_that_does_not_come_up_is_tried_again() -> None:
+    loader = FakeLoader(is_alive=False, sentence="the machine is full")
+    keeper = _keeper(loader)
+    keeper.look(0.1)
+    loader.sentence = ""
+    keeper.look(0.2)
+    assert loader.is_alive and loader.num_restarts == 2
+
+
+def test_a_loader_that_never_comes_up_is_given_up_with_its_own_sentence() -> None:
+    keeper = _keeper(FakeLoader(is_alive=False, sentence="the machine is full"))
+    with pytest.raises(LoaderLostError, match="the machine is full"):
+        for _ in range(100):
+            keeper.look(0.1)
 
 
 def test_a_long_life_makes_up_for_former_deaths() -> None:
