@@ -13,6 +13,7 @@ from enum import Enum
 
 from compute.policies import named
 from compute.policies.base import CacheShape, EvictionPolicy
+from compute.policies.checked import Checked
 from compute.residency import Residency
 from compute.trace import LayerSteps
 
@@ -72,7 +73,9 @@ def replay(steps: LayerSteps, policy: str, num_slots: int, scope: Scope = Scope.
     shape = CacheShape(steps.num_layers, steps.num_experts, steps.top_k, num_slots)
     chosen = named(policy, shape, steps.future)
     fewest: Callable[[], tuple[int, int]] | None = getattr(chosen, "fewest_misses", None)
-    return drive(steps, chosen, num_slots) if fewest is None else _bound(steps, fewest)
+    if fewest is not None:
+        return _bound(steps, fewest)
+    return drive(steps, Checked(chosen) if ":" in policy else chosen, num_slots)
 
 
 def _bound(steps: LayerSteps, fewest_misses: Callable[[], tuple[int, int]]) -> Outcome:

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
 
+from compute.policies import told
 from compute.prediction_replay import replay_steps
 from compute.replay import Outcome, Scope, num_slots_of, replay
 from compute.timing_model import Link
@@ -59,7 +60,21 @@ class Replayed(NamedTuple):
 
 
 def replay_cell(cell: Cell) -> Replayed:
-    """Raises ValueError for a trace, a policy or a capacity that cannot be used."""
+    """Raises ValueError for a trace, a policy or a capacity that cannot be used.
+
+    Whatever a user's own policy raises is such a ValueError.
+    """
+    try:
+        return _replay(cell)
+    except ValueError:
+        raise
+    except Exception as error:
+        if ":" not in cell.policy:
+            raise
+        raise ValueError(f'policy "{cell.policy}" failed in the replay: {told(error)}') from error
+
+
+def _replay(cell: Cell) -> Replayed:
     steps = _steps(cell.trace, cell.num_tokens)
     num_slots = num_slots_of(cell.capacity, steps, cell.scope)
     num_caches = 1 if cell.scope is Scope.GLOBAL else steps.num_layers

@@ -70,7 +70,7 @@ def named(spec: str, shape: CacheShape, future: Steps | None = None) -> Eviction
     try:
         return build(shape, **given)
     except Exception as error:
-        raise ValueError(f'policy "{spec}" cannot be built: {_told(error)}') from error
+        raise ValueError(f'policy "{spec}" cannot be built: {told(error)}') from error
 
 
 def find(spec: str) -> type:
@@ -109,7 +109,7 @@ def _module(name: str) -> ModuleType:
         spec.loader.exec_module(module)
         return module
     except Exception as error:
-        raise ValueError(f'the policy\'s module "{name}" cannot be imported: {_told(error)}') from error
+        raise ValueError(f'the policy\'s module "{name}" cannot be imported: {told(error)}') from error
 
 
 def _split(spec: str) -> tuple[str, dict[str, Option]]:
@@ -140,7 +140,7 @@ def _check_options(name: str, policy_class: type, options: dict[str, Option]) ->
             raise ValueError(f'policy "{name}" has no option "{option}"; {choice}')
 
 
-def _told(error: Exception) -> str:
+def told(error: Exception) -> str:
     """The error in a few words, with the user's line where it is known."""
     line = getattr(error, "lineno", None) if isinstance(error, SyntaxError) else _last_line(error)
     where = f" (line {line})" if line else ""

@@ -44,6 +44,7 @@ def record(folder: Path, store: Path, **settings: Any) -> tuple[Path, dict[str, 
         ("lfu-aged", 23),
         ("reuse-distance", 37),
         ("s3-fifo", 11),
+        ("heat", 30),  # serves some without keeping them
         ("score-ewma", 40),  # looks at the routers' distributions
         ("lru", 192),  # every expert
     ],

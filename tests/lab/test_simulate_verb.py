@@ -151,9 +151,9 @@ def test_the_size_of_an_expert_may_be_the_traces_own(capsys: Capture, tmp_path: 
 
 
 def test_a_predictor_is_replayed_but_not_for_the_bounds(capsys: Capture, trace: Path) -> None:
-    asked = ("--capacity", "0.75", "--policy", "lru,belady", "--predictor", "st-moe")
+    asked = ("--capacity", "0.5", "--policy", "lru,belady", "--predictor", "st-moe")
     ahead, bound = results(capsys, trace, *asked)
-    (alone,) = results(capsys, trace, "--capacity", "0.75", "--policy", "lru")
+    (alone,) = results(capsys, trace, "--capacity", "0.5", "--policy", "lru")
     assert (ahead["predictor"], ahead["lookahead"], bound["predictor"]) == ("st-moe", 1, "none")
     assert ahead["prefetch_issued"] > 0  # type: ignore[operator]
     assert ahead["lookups"] == ahead["hits"] + ahead["late"] + ahead["misses"]  # type: ignore[operator]
