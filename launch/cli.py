@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from launch.bench import verb as bench_verb
 from launch.lab import verbs
 from launch.options import (
     INTERRUPTED,
@@ -18,6 +19,7 @@ from launch.options import (
     RamOption,
     sentences,
 )
+from launch.stress import verb as stress_verb
 
 app = typer.Typer(
     rich_markup_mode=None,
@@ -75,7 +77,13 @@ def run(
     ] = None,
     ram: RamOption = None,
     policy: Annotated[str, typer.Option(metavar="NAME", help="Eviction policy, or file.py:Class.")] = "lru",
-    predictor: Annotated[str, typer.Option(metavar="gate|none", help="What foresees experts.")] = "gate",
+    predictor: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="What foresees experts: gate, previous-token, st-moe, some joined by +, or none.",
+        ),
+    ] = "gate",
     lookahead: Annotated[
         int | None, typer.Option(metavar="D", help="MoE layers to look ahead; 0 is off [default: 1].")
     ] = None,
@@ -154,6 +162,8 @@ def doctor(
 
 
 verbs.add_to(app)
+stress_verb.add_to(app)
+bench_verb.add_to(app)
 
 
 def main() -> None:

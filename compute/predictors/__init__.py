@@ -78,7 +78,7 @@ def named(
     moe_layers: Sequence[MoeLayer] | None = None,
     recorded: Recorded | None = None,
 ) -> Predictor | None:
-    """Build the predictor of `spec`; None for "none".
+    """Build the predictor of `spec`, which becomes its name; None for "none".
 
     The gate asks the live `moe_layers`; in a replay it is `recorded`. Raises ValueError (one
     sentence) for an unknown name, a wrong option, or a gate that can be neither asked nor looked up.
@@ -89,11 +89,13 @@ def named(
     built = [
         _build(name, options, shape, lookahead, moe_layers, recorded) for name, options in parsed.members
     ]
-    if len(built) == 1:
-        return built[0]
-    from compute.predictors.combined import Combined
+    predictor = built[0]
+    if len(built) > 1:
+        from compute.predictors.combined import Combined
 
-    return Combined(built, parsed.rule)
+        predictor = Combined(built, parsed.rule)
+    predictor.name = spec
+    return predictor
 
 
 def _build(

@@ -85,7 +85,13 @@ def record(
     ] = None,
     ram: RamOption = None,
     policy: Annotated[str, typer.Option(metavar="NAME", help="Eviction policy, or file.py:Class.")] = "lru",
-    predictor: Annotated[str, typer.Option(metavar="gate|none", help="What foresees experts.")] = "gate",
+    predictor: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="What foresees experts: gate, previous-token, st-moe, some joined by +, or none.",
+        ),
+    ] = "gate",
     lookahead: Annotated[
         int | None, typer.Option(metavar="D", help="MoE layers to look ahead; 0 is off [default: 1].")
     ] = None,

@@ -44,7 +44,7 @@ def test_a_question_mark_before_an_option_means_the_same() -> None:
 
 def test_several_names_are_asked_together() -> None:
     combined = built("previous-token+tokens=2+st-moe+combine=ranks")
-    assert combined.name == "previous-token+st-moe"
+    assert combined.name == "previous-token+tokens=2+st-moe+combine=ranks"
     assert parse("previous-token+st-moe+combine=ranks").rule == "ranks"
 
 
