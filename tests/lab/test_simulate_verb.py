@@ -2,11 +2,13 @@
 
 import importlib.util
 import json
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
-from support.cli import Answer, call
+from support.cli import Answer, call, running
 
 from compute.policies import KNOWN
 from compute.replay import Scope, replay
@@ -162,6 +164,24 @@ def test_a_predictor_is_replayed_but_not_for_the_bounds(capsys: Capture, trace: 
 
 def test_the_gate_is_replayed_from_a_trace_that_holds_it_only(capsys: Capture, trace: Path) -> None:
     assert_refused(simulate(capsys, trace, "--predictor", "gate"), "gate", "record it again")
+
+
+# --- ending ----------------------------------------------------------------------------------
+
+
+def test_ctrl_c_ends_every_process_without_a_traceback(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    chosen = np.argsort(rng.random((20000, 4, 32)), axis=-1)[:, :, :4].astype(np.int16)
+    zeros = np.zeros(20000, np.int32)
+    write(tmp_path / "long.npz", Trace(chosen, zeros.astype(np.uint8), zeros, 32))
+    with running("simulate", tmp_path / "long.npz", "--jobs", "2") as under_way:
+        worker = under_way.child("compute.replay_worker")
+        assert os.getsid(worker.pid) == worker.pid  # so a terminal's Ctrl-C is not its own
+        under_way.send(signal.SIGINT)
+        answer = under_way.end()
+    assert answer.code == 130
+    assert "Traceback" not in answer.err
+    assert not worker.is_running()
 
 
 # --- pictures --------------------------------------------------------------------------------
