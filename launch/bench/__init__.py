@@ -1,0 +1,1 @@
+"""`sidestage bench`: tokens a second of several ways to run one model, beside what is possible."""

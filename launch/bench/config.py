@@ -1,0 +1,92 @@
+"""What `sidestage bench` was asked to do, checked before anything is built or started."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from compute.cache_folder import Quantization
+from compute.policies import OFFLINE, find
+from launch.bench import shapes
+
+ARMS = ("resident", "offload", "oracle", "transformers", "accelerate")
+OURS = ("resident", "offload", "oracle")
+STOCK = ("transformers", "accelerate")
+
+
+@dataclass(frozen=True, slots=True)
+class BenchConfig:
+    """Sizes in bytes, rates in bytes a second. None: not said. Raises ValueError with a sentence.
+
+    `arms` () means: all that need neither a trace nor a checkpoint to be made.
+    """
+
+    model: str | None = None
+    shape: str | None = None
+    layers: int | None = None
+    routing: str | None = None
+    slots: int | None = None
+    ram: int | None = None
+    arms: tuple[str, ...] = ()
+    pp: int = 64
+    tg: int = 32
+    repeat: int = 3
+    gate_recall: float = 0.75
+    seed: int = 0
+    bits: str | None = None
+    group: int | None = None
+    lookahead: int = 1
+    link: int | None = None
+    rate: int | None = None
+    policy: str = "lru"
+    threads: int | None = None
+    timeout: float | None = None
+    json: str | None = None
+
+    def __post_init__(self) -> None:
+        self._check_subject()
+        self._check_arms()
+        for name, value in (("--pp", self.pp), ("--tg", self.tg), ("--repeat", self.repeat)):
+            if value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1")
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"--threads is {self.threads}; it must be at least 1")
+        if self.lookahead < 0:
+            raise ValueError(f"--lookahead is {self.lookahead}; it must be 0 (off) or more")
+        if not 0 <= self.gate_recall <= 1:
+            raise ValueError(f"--gate-recall is {self.gate_recall:g}; allowed is 0 to 1")
+        self._check_policy()
+
+    @property
+    def quantization(self) -> Quantization:
+        return Quantization(self.bits, self.group)
+
+    def _check_subject(self) -> None:
+        if self.model is not None and self.shape is not None:
+            raise ValueError("MODEL and --shape both name a model: leave one of them out")
+        if self.layers is not None and self.shape is None:
+            raise ValueError("--layers cuts a --shape, a model keeps all of its layers: leave it out")
+        if self.shape is not None:
+            shapes.config_of(self.shape, self.layers)
+        if self.routing is not None and not Path(self.routing).is_file():
+            raise ValueError(f"--routing {self.routing}: there is no such file")
+        if self.slots is not None and self.ram is not None:
+            raise ValueError(
+                "--slots and --ram both say how many experts have a place: leave one of them out"
+            )
+
+    def _check_arms(self) -> None:
+        for arm in self.arms:
+            if arm not in ARMS:
+                raise ValueError(f"--arms names {arm!r}; allowed: {', '.join(ARMS)}")
+        if len(set(self.arms)) != len(self.arms):
+            raise ValueError(f"--arms {','.join(self.arms)} names an arm twice")
+        if "oracle" in self.arms and self.routing is None:
+            raise ValueError(
+                "the arm oracle knows what a trace recorded: pass --routing T.npz, or leave it out"
+            )
+        if "oracle" in self.arms and self.lookahead == 0:
+            raise ValueError("the arm oracle looks ahead: pass --lookahead 1 or more, or leave it out")
+
+    def _check_policy(self) -> None:
+        if self.policy in OFFLINE:
+            raise ValueError(f"--policy {self.policy} needs the future: it runs in `simulate` only")
+        find(self.policy)
