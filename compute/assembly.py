@@ -13,12 +13,11 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from compute import experts, policies, predictors, skeleton
+from compute import experts, kernels, policies, predictors, skeleton
 from compute.budget import Asked, Budget, choose_arrangement, plan_budget
 from compute.cache_folder import check_quantization, find_store
 from compute.client import LoaderClient
 from compute.discovery import MoeLayer, discover
-from compute.kernels.reference import ReferenceKernel
 from compute.loader_process import start_loader
 from compute.passes import Passes
 from compute.policies.base import CacheShape
@@ -176,11 +175,13 @@ def _open_stage(
     shape = CacheShape(manifest.num_layers, num_experts, top_k, transport.num_slots)
     policy = policies.named(settings.policy, shape)
     ahead = settings.lookahead
+    kernel, kernel_reason = kernels.choose(manifest.layout)
+    _log.info("kernel %s: %s", kernel.name, kernel_reason)
     return Stage(
         manifest=manifest,
         residency=Residency(transport.num_slots, top_k, policy),
         transport=transport,
-        kernel=ReferenceKernel(manifest.layout),
+        kernel=kernel,
         predictor=_open_predictor(manifest, layers, settings),
         prefetch=PrefetchPlanner(num_experts, top_k, manifest.layout.stride, ahead) if ahead else None,
         timeline=timeline,

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from compute.kernels.base import ExpertKernel
+from compute.kernels.base import ExpertKernel, GroupKernel
 from compute.predictors.base import Predictor
 from compute.predictors.scored import Score, Scored
 from compute.prefetch import PrefetchPlanner
@@ -54,6 +54,7 @@ class Stage:
         self._residency = residency
         self._transport = transport
         self._kernel = kernel
+        self._group_kernel = kernel if isinstance(kernel, GroupKernel) else None
         self._predictor = Scored(predictor) if predictor else None
         self._prefetch = prefetch
         self._timeline = timeline
@@ -101,11 +102,9 @@ class Stage:
             probs = self.router_probs.mean(layer)
         access, delivery = self._supply.request(layer, rows, self._clock, probs)
         self._look_ahead(layer, rows.keys)
-        slot_of = dict(access.hits)
-        for key in rows.largest_first(list(slot_of)):
-            self._compute(module, rows, key, slot_of[key])
+        self._compute(module, rows, access.hits, hidden, weights)
         for key, slot in self._supply.deliver(delivery):
-            self._compute(module, rows, key, slot)
+            self._compute(module, rows, [(key, slot)], hidden, weights)
         self._show(layer, index, weights)
         combined = rows.combine()
         if self._timeline:
@@ -127,10 +126,22 @@ class Stage:
             plan = prefetch.plan(predictions, layer, clock, self._residency)
             self._supply.guess(plan, keys, clock)
 
-    def _compute(self, module: nn.Module, rows: Rows, key: int, slot: int) -> None:
-        if self._timeline and slot in self._supply.newly_landed:
-            self._note_use(self._timeline, slot)
-        rows.put(key, self._kernel(module, self._transport.blob(slot), rows.of(key)))
+    def _compute(
+        self, module: nn.Module, rows: Rows, there: list[tuple[int, int]], hidden: Tensor, weights: Tensor
+    ) -> None:
+        """Run the experts of the (key, slot) pairs `there`: in one call, if the kernel can."""
+        if not there:
+            return
+        if self._timeline:
+            self._note_uses(self._timeline, [slot for _, slot in there])
+        blob = self._transport.blob
+        if self._group_kernel:
+            first, places = rows.places([key for key, _ in there])
+            addresses = [blob(slot).data_ptr() for _, slot in there]
+            self._group_kernel.run_group(module, addresses, first, places, hidden, weights, rows.weighted())
+            return
+        for key, slot in there:
+            rows.put(key, self._kernel(module, blob(slot), rows.of(key)))
 
     def _show(self, layer: int, index: Tensor, weights: Tensor) -> None:
         if self.observers:
@@ -170,6 +181,7 @@ class Stage:
             "bytes_transferred": self._transport.bytes_transferred,
             "evictions": counters.evictions,
             "arrangement": self._transport.arrangement,
+            "kernel": self._kernel.name,
             "policy": self._policy_name,
             "predictor": self._predictor.name if self._predictor else "none",
             "lookahead": self._predictor.lookahead if self._predictor else 0,
@@ -185,12 +197,13 @@ class Stage:
             self.router_probs.close()
         self._transport.close()
 
-    def _note_use(self, timeline: Timeline, slot: int) -> None:
+    def _note_uses(self, timeline: Timeline, slots: list[int]) -> None:
         """The arrow that began with a landed expert's fetch ends at its first use."""
-        self._supply.newly_landed.discard(slot)
-        flow_id = self._transport.flow_of(slot)
-        if flow_id is not None:
-            timeline.flow("f", flow_id, "experts", time.monotonic_ns())
+        for slot in self._supply.newly_landed.intersection(slots):
+            self._supply.newly_landed.discard(slot)
+            flow_id = self._transport.flow_of(slot)
+            if flow_id is not None:
+                timeline.flow("f", flow_id, "experts", time.monotonic_ns())
 
     def _note_step(self, timeline: Timeline, started_ns: int, layer: int, access: Access) -> None:
         num_misses = len(access.admitted) + len(access.passing)

@@ -3,7 +3,8 @@
 A kernel knows a blob layout and the flags of the experts module; never slots, policies or routing.
 """
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -21,4 +22,27 @@ class ExpertKernel(Protocol):
         `module` is the experts module (its flags, gate, activation and post-expert norm are used,
         its parameters are not). Callers pass all rows of an expert at once: splitting them may
         change the last bits.
+        """
+
+
+@runtime_checkable
+class GroupKernel(Protocol):
+    """A kernel that runs several experts of a layer-step in one call, routing weights included."""
+
+    name: str
+
+    def run_group(
+        self,
+        module: nn.Module,
+        addresses: Sequence[int],
+        first: Sequence[int],
+        places: torch.Tensor,
+        hidden: torch.Tensor,
+        weights: torch.Tensor,
+        out: torch.Tensor,
+    ) -> None:
+        """Write the weighted rows of some experts to their places in `out` [T * K, H].
+
+        Expert i's blob lies at addresses[i]; its rows are places[first[i] : first[i + 1]] (int64),
+        and row p reads token p // K of hidden [T, H] and weight p of weights [T, K].
         """
