@@ -25,6 +25,7 @@ stress: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m pytest -m bench -s
+	$(BIN)/sidestage bench
 
 # Leaves the environment alone; remove .venv to have it made again.
 clean:
