@@ -17,7 +17,7 @@ from compute.connection import Connection
 from compute.entrance import Entrance
 from compute.ledger import Completion, Ledger, poll_fds
 from compute.patience import TIMEOUT_HINT, Patience, Verdict, timeout_setting
-from compute.roll_call import ROLL_CALL_S, RollCall
+from compute.roll_call import ROLL_CALL_S, Heard, RollCall
 from compute.tickets import TicketBook
 from protocol.arena import H_TURNS, Arena
 from protocol.errors import LoaderLostError, ProtocolError, SidestageError
@@ -70,7 +70,8 @@ class LoaderClient:
         self.is_closed = False
         self._patience = Patience(self.timeout_s)
         self._roll_call = RollCall()
-        self._num_answers = 0
+        # What the loader complained of: our fault, unless a command was lost.
+        self._complaint: ProtocolError | None = None
         knock = Knock(PROTOCOL_VERSION, quota, store, completions, -1)
         self._entrance = Entrance(self.endpoint, knock, self.timeout_s, revive)
         self._connection = self._entrance.enter()
@@ -260,7 +261,9 @@ class LoaderClient:
         try:
             take(self._connection)
         except ProtocolError as error:
-            self._fail(error)
+            self._complaint = self._complaint or error
+        if self._complaint:
+            self._call_the_roll(time.monotonic())
 
     def _draw(self, timeline: Timeline, tickets: list[int], start_ns: int) -> None:
         timeline.span("fetch", "fetch", start_ns, time.monotonic_ns(), experts=len(tickets))
@@ -319,16 +322,21 @@ class LoaderClient:
                 self._call_the_roll(time.monotonic())
 
     def _call_the_roll(self, now: float) -> None:
-        """In a silence, find out whether the loader has heard everything."""
-        is_answered = self._ledger.num_stats != self._num_answers
-        num_sent = self._connection.num_sent
-        num_heard = self._ledger.stats.get("client_commands", num_sent) if is_answered else None
-        if self._roll_call.has_lost(now, num_heard, self._turns()):
+        """In a silence, or after a complaint, find out whether the loader has heard everything."""
+        connection = self._connection
+        num_lost = None
+        if connection.num_answers == connection.num_questions:
+            num_heard = self._ledger.stats.get("client_commands", connection.last_question)
+            num_lost = connection.last_question - num_heard
+        heard = self._roll_call.judge(now, num_lost, self._turns())
+        if heard is Heard.NOT_ALL:
             self._renew()
-        elif self._roll_call.is_due(now):
-            self._num_answers = self._ledger.num_stats
-            if self._has_sent(Snapshot()):
-                self._roll_call.ask(now, self._connection.num_sent, self._turns())
+            return
+        if heard is Heard.ALL and self._complaint:
+            self._fail(self._complaint)
+        is_wanted = self._roll_call.is_due(now) or (self._complaint and not self._roll_call.is_under_way)
+        if is_wanted and self._has_sent(Snapshot()):
+            self._roll_call.ask(now, self._turns())
 
     def _note_progress(self) -> None:
         now = time.monotonic()
@@ -377,6 +385,8 @@ class LoaderClient:
 
     def _ask_again(self) -> None:
         """Ask for everything awaited, but what was cancelled."""
+        self._complaint = None
+        self._roll_call = RollCall()
         self._ledger.forget_loader(self.arena)
         self._note_progress()
         awaited = [*self.tickets.asked.values()]

@@ -16,7 +16,7 @@ from protocol.arena import C_PID, Arena, ArenaGeometry
 from protocol.channel import BusClient
 from protocol.door import enter
 from protocol.errors import LoaderLostError, ProtocolError, RefusedError
-from protocol.messages import Command, Fault, Goodbye, Hello, Knock, Ready, Welcome
+from protocol.messages import Command, Fault, Goodbye, Hello, Knock, Ready, Snapshot, Welcome
 
 GOODBYE_TIMEOUT_S = 1.0
 
@@ -56,8 +56,11 @@ class Connection:
             self.words = memoryview(self.arena.completions[self.welcome.client])
             self._opened = opened.pop_all()
         self.is_open = True
-        #: Commands since our Hello.
+        #: Commands since our Hello; Snapshots among them, the last one's number, and the Stats in answer.
         self.num_sent = 0
+        self.num_questions = 0
+        self.last_question = 0
+        self.num_answers = 0
 
     @property
     def arena(self) -> Arena:
@@ -85,6 +88,9 @@ class Connection:
         """Hand the command over. Raises LoaderLostError when the queue stays full for the timeout."""
         self.bus.send(command)
         self.num_sent += 1
+        if isinstance(command, Snapshot):
+            self.num_questions += 1
+            self.last_question = self.num_sent
 
     def is_dead(self) -> bool:
         """The loader's process has ended: it writes no more."""

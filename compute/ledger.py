@@ -104,13 +104,15 @@ class Ledger:
                         self._end(word, connection.arena)
                 case Dropped(tickets=tickets):
                     self._close(tickets, connection.arena)
-                case Fault(text=text, tickets=tickets):
-                    if not tickets or not self.tickets.held.keys().isdisjoint(tickets):
-                        raise ProtocolError(f"loader and client disagree: {text}")
+                case Fault(kind="store" | "key", text=text, tickets=tickets):
                     self._faults.update((ticket, text) for ticket in tickets if ticket in self.tickets.asked)
+                case Fault(text=text, tickets=tickets):
+                    self._faults.update((ticket, "") for ticket in tickets if ticket in self.tickets.asked)
+                    raise ProtocolError(f"loader and client disagree: {text}")
                 case Stats(names=names, values=values):
                     self.stats = dict(zip(names, values, strict=True))
                     self.num_stats += 1
+                    connection.num_answers += 1
                 case Stopped(reason=reason):
                     self.stop_reason = reason
 

@@ -5,11 +5,20 @@ heard in this session: fewer than were sent before the question, and one was los
 """
 
 from dataclasses import dataclass
+from enum import Enum
 
 #: A silence this long is odd, and so is an answer that takes this long.
 ROLL_CALL_S = 1.0
 #: A loader whose loop went round this often has read what had arrived.
 _FAIR_TURNS = 10
+
+
+class Heard(Enum):
+    """What is known of our commands."""
+
+    UNKNOWN = "unknown"
+    ALL = "all"
+    NOT_ALL = "not all"
 
 
 @dataclass(slots=True)
@@ -18,26 +27,31 @@ class RollCall:
 
     _quiet_since: float = 0.0
     _asked_at: float | None = None
-    _num_sent: int = 0
     _turns: int = 0
 
     def note_progress(self, now: float) -> None:
-        """Something has ended: there is nothing to ask."""
-        self._quiet_since, self._asked_at = now, None
+        """Something has ended: there is no need to ask."""
+        self._quiet_since = now
+
+    @property
+    def is_under_way(self) -> bool:
+        """The question was asked."""
+        return self._asked_at is not None
 
     def is_due(self, now: float) -> bool:
-        """The question should be asked now."""
+        """There is silence, and the question should be asked now."""
         return self._asked_at is None and now - self._quiet_since >= ROLL_CALL_S
 
-    def ask(self, now: float, num_sent: int, turns: int) -> None:
-        """The question was sent, as command number `num_sent` of the session."""
-        self._asked_at, self._num_sent, self._turns = now, num_sent, turns
+    def ask(self, now: float, turns: int) -> None:
+        """The question was sent."""
+        self._asked_at, self._turns = now, turns
 
-    def has_lost(self, now: float, num_heard: int | None, turns: int) -> bool:
-        """A command was lost. `num_heard` is the answer, None while there is none."""
+    def judge(self, now: float, num_lost: int | None, turns: int) -> Heard:
+        """`num_lost` by the loader's answer, None while there is none; a question may be lost itself."""
         if self._asked_at is None:
-            return False
-        if num_heard is None:
-            return now - self._asked_at >= ROLL_CALL_S and turns - self._turns >= _FAIR_TURNS
-        self.note_progress(now)
-        return num_heard < self._num_sent
+            return Heard.UNKNOWN
+        if num_lost is None:
+            is_overdue = now - self._asked_at >= ROLL_CALL_S and turns - self._turns >= _FAIR_TURNS
+            return Heard.NOT_ALL if is_overdue else Heard.UNKNOWN
+        self._quiet_since, self._asked_at = now, None
+        return Heard.NOT_ALL if num_lost else Heard.ALL

@@ -9,7 +9,7 @@ from support.loader_process import LoaderProcess
 from support.synthetic_store import expected_blob, make_store
 
 from compute.client import LoaderClient
-from compute.roll_call import ROLL_CALL_S, RollCall
+from compute.roll_call import ROLL_CALL_S, Heard, RollCall
 from loader.faults import FaultBoard, Word
 from protocol.errors import SidestageError
 from protocol.messages import Completions
@@ -73,6 +73,35 @@ def test_a_lost_fetch_is_noticed_and_asked_again(
         assert (stats["frames_leased"], stats["client_tickets"]) == (4, 4)
 
 
+def test_a_complaint_that_a_lost_command_explains_is_no_quarrel(
+    loader: LoaderProcess, board: FaultBoard
+) -> None:
+    with LoaderClient(loader.endpoint, quota=4) as client:
+        first = take(client, [0, 1])
+        board[Word.LOST_COMMANDS] = 1
+        lost = client.fetch(prefetch=[(9, 5), (10, 5)], released=[first[0]])
+        client.fetch(demand=[(11, 0)], promote=[lost[0]], cancel=[lost[1]])
+        ended = client.wait()
+        while len(ended) < 3:
+            ended += client.wait()
+        assert [completion.fault for completion in ended] == ["", "", ""]
+        assert client.num_renewals == 1
+
+
+def test_a_lost_release_does_not_cost_an_expert(loader: LoaderProcess, board: FaultBoard) -> None:
+    with LoaderClient(loader.endpoint, quota=2) as client:
+        first = take(client, [0, 1])
+        board[Word.LOST_COMMANDS] = 1
+        client.release([*first.values()])
+        tickets = client.fetch(demand=[(9, 0), (10, 0)])
+        while tickets:
+            (completion, *_) = ended = client.wait()
+            assert not completion.fault
+            again = [c for c in ended if c.is_dropped]
+            tickets = client.fetch(demand=[(9, 0)] * len(again)) if again else tickets[len(ended) :]
+        assert client.num_renewals == 1
+
+
 def test_a_lost_question_for_counters_is_asked_again(loader: LoaderProcess, board: FaultBoard) -> None:
     with LoaderClient(loader.endpoint, quota=4) as client:
         take(client, [0])
@@ -107,16 +136,16 @@ def test_the_roll_is_called_in_a_silence_and_not_before() -> None:
     roll_call.note_progress(100.0)
     assert not roll_call.is_due(100.5)
     assert roll_call.is_due(101.1)
-    roll_call.ask(101.1, num_sent=7, turns=50)
+    roll_call.ask(101.1, turns=50)
     assert not roll_call.is_due(105.0)
-    assert not roll_call.has_lost(101.2, 7, turns=52)
-    roll_call.ask(103.0, num_sent=9, turns=60)
-    assert roll_call.has_lost(103.1, 8, turns=61)
+    assert roll_call.judge(101.2, 0, turns=52) is Heard.ALL
+    roll_call.ask(103.0, turns=60)
+    assert roll_call.judge(103.1, 1, turns=61) is Heard.NOT_ALL
 
 
 def test_an_answer_that_never_comes_was_lost_if_the_loader_had_its_turns() -> None:
     roll_call = RollCall()
-    roll_call.ask(100.0, num_sent=3, turns=0)
-    assert not roll_call.has_lost(101.5, None, turns=2)
-    assert not roll_call.has_lost(100.5, None, turns=200)
-    assert roll_call.has_lost(101.5, None, turns=200)
+    roll_call.ask(100.0, turns=0)
+    assert roll_call.judge(101.5, None, turns=2) is Heard.UNKNOWN
+    assert roll_call.judge(100.5, None, turns=200) is Heard.UNKNOWN
+    assert roll_call.judge(101.5, None, turns=200) is Heard.NOT_ALL
