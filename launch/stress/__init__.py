@@ -1,0 +1,1 @@
+"""`sidestage stress`: the real processes under synthetic load and injected faults."""
