@@ -26,6 +26,8 @@ MAX_PAUSE_S = 1.6
 LASTING_S = 0.8
 _READ_DELAY_US = 60_000
 _NUM_CORRUPT = 24
+#: A store is damaged in one way at a time: each is undone by what it was like before.
+_DAMAGES = frozenset({FaultKind.CORRUPT_BLOB, FaultKind.TRUNCATED_STORE})
 
 _log = logging.getLogger("sidestage.stress")
 
@@ -69,9 +71,9 @@ class Injector:
             self.inject(self._next_kind(), now)
 
     def inject(self, kind: FaultKind, now: float) -> None:
-        """Do it now, unless the last of its kind still lasts."""
-        if kind in self._repairs:
-            return
+        """Do it now; what still lasts of its kind is mended first."""
+        for lasting in [k for k in self._repairs if k == kind or {k, kind} <= _DAMAGES]:
+            self._repairs.pop(lasting).mend()
         _log.info("fault: %s", kind)
         mend = self._deeds[kind]()
         self.num_injected[kind] = self.num_injected.get(kind, 0) + 1
