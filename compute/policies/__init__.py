@@ -34,6 +34,7 @@ KNOWN: dict[str, str] = {
     "sieve": "compute.policies.sieve:Sieve",
     "s3-fifo": "compute.policies.s3_fifo:S3Fifo",
     "arc": "compute.policies.arc:Arc",
+    "reuse-sketch": "compute.policies.reuse_sketch:ReuseSketch",
     "reuse-distance": "compute.policies.reuse_distance:ReuseDistance",
     "belady": "compute.policies.belady:Belady",
     "belady-bypass": "compute.policies.belady_bypass:BeladyBypass",

@@ -1,7 +1,8 @@
-"""reuse-distance: the expert whose next use is expected farthest away leaves first. Learns as it goes.
+"""reuse-distance: the expert whose next use is worth least to wait for leaves first. Learns as it goes.
 
-Rule: layer-steps to the layer's next visit, plus L * (1 - p1) / p2 ** power; p1 the chance that the
-expert is used at that visit, p2 at each visit after it. Ours; `HabitModel` estimates the chances.
+Rule: the smallest gamma ** (visits until the next use), expected: `KeepValue` learns it for each
+expert as its layer is visited, and it is discounted for the layer-steps until that layer comes
+again. Ours; `docs/policies.md` tells what was tried on the way.
 """
 
 from collections.abc import Container, Sequence
@@ -9,34 +10,48 @@ from collections.abc import Container, Sequence
 import numpy as np
 
 from compute.policies.base import CacheShape, FloatArray
-from compute.policies.habit_model import HabitModel
+from compute.policies.keep_value import KeepValue, horizon, per_step
 from compute.policies.resident_scores import ResidentScores
+
+#: Passes after which the scores are counted from a new origin: 32-bit floats stay exact enough.
+_PASSES_PER_ORIGIN = 256
+#: What an expert of a layer that was never visited is worth.
+_UNSEEN = 0.1
 
 
 class ReuseDistance:
     needs_probs = False
 
-    def __init__(self, shape: CacheShape, rate: float = 0.05, power: float = 0.8) -> None:
+    def __init__(self, shape: CacheShape, gamma: float = 0.0) -> None:
+        """`gamma`: discount per visit of a layer; 0 for one that suits the cache's size."""
+        num_keys = shape.num_layers * shape.num_experts
+        gamma = gamma or horizon(shape.num_slots / num_keys)
+        if not 0.0 < gamma < 1.0:
+            raise ValueError(f"gamma is {gamma}; it must lie between 0 and 1")
         self._num_layers = shape.num_layers
-        self._power = np.float32(power)
-        self._clock = 0
-        self._model = HabitModel(shape, rate)
-        #: Minus the layer-step in which each expert is expected [L, E], counted from the start.
-        self._minus_due = np.zeros((shape.num_layers, shape.num_experts), dtype=np.float32)
-        self._rows = list(self._minus_due)
-        self._residents = ResidentScores(self._minus_due.size)
+        self._per_step = per_step(gamma, shape.num_layers)
+        self._value = KeepValue(shape, gamma)
+        self._pass = 0
+        #: log of the value, discounted to its layer's next visit as seen from the origin [L, E]
+        due = np.log(_UNSEEN) + self._per_step * np.arange(shape.num_layers, dtype=np.float32)
+        self._scores = np.repeat(due[:, None], shape.num_experts, axis=1).astype(np.float32)
+        self._rows = list(self._scores)
+        self._residents = ResidentScores(num_keys)
 
     # --- observing ---------------------------------------------------------------------------
 
     def begin_pass(self, num_tokens: int, is_new_sequence: bool) -> None:
-        pass
+        if is_new_sequence:
+            self._value.begin_sequence()
+        self._pass += 1
+        if self._pass == _PASSES_PER_ORIGIN:
+            self._scores -= np.float32(self._per_step * self._num_layers * self._pass)
+            self._pass = 0
 
     def on_access(self, layer: int, keys: Sequence[int], probs: FloatArray | None) -> None:
-        first, second = self._model.observe(layer, keys)
-        beyond = (first - 1.0) / second**self._power
-        beyond *= self._num_layers
-        np.subtract(beyond, self._clock + self._num_layers, out=self._rows[layer])
-        self._clock += 1
+        row = self._rows[layer]
+        np.log(self._value.observe(layer, keys), out=row)
+        row += np.float32(self._per_step * ((self._pass + 1) * self._num_layers + layer))
 
     def on_insert(self, key: int, is_speculative: bool) -> None:
         self._residents.insert(key)
@@ -47,4 +62,4 @@ class ReuseDistance:
     # --- asking ------------------------------------------------------------------------------
 
     def choose_victims(self, count: int, held: Container[int]) -> list[int]:
-        return self._residents.lowest(self._minus_due.reshape(-1), count, held)
+        return self._residents.lowest(self._scores.reshape(-1), count, held)
