@@ -70,14 +70,17 @@ def _rows_of(told: Tensor, layer: int, num_rows: int) -> Tensor:
 
 
 def impose(module: nn.Module, choose: Callable[[int], Tensor | None]) -> RemovableHandle:
-    """From now on `module`'s experts are `choose(num_rows)` [num_rows, k], unless that is None."""
+    """From now on `module`'s experts are `choose(num_rows)` [num_rows, k], unless that is None.
+
+    Hooks that were there before see them too.
+    """
 
     def replace_index(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         hidden, index, weights = args
         told = choose(len(index))
         return None if told is None else (hidden, told, weights[:, : told.shape[1]])
 
-    return module.register_forward_pre_hook(replace_index)
+    return module.register_forward_pre_hook(replace_index, prepend=True)
 
 
 def recorded(

@@ -1,5 +1,6 @@
 """What an arm measures: a model, its experts and routers in the order of the layers, and its counters."""
 
+import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -7,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from compute import experts, offload
@@ -82,9 +83,27 @@ def _on_disk(job: ArmJob, opened: ExitStack) -> Subject:
     folder = opened.enter_context(TemporaryDirectory(prefix="sidestage-accelerate-"))
     device_map, num_kept = _device_map(Path(job.folder), job.cpu_expert_bytes)
     subject = _stock(job, {"device_map": device_map, "offload_folder": folder})
-    num_layers = len(subject.experts)
-    note = f"{num_kept} of {num_layers} layers' experts in memory; no --rate holds its reads back"
+    on_disk = subject.experts[num_kept:]
+    where = "from disk or page cache, whichever the system chooses"
+    if job.rate is not None:
+        charge(on_disk, job.rate)
+        where = "from the page cache, and each expert's bytes are waited for at --rate"
+    note = f"{num_kept} of {len(subject.experts)} layers' experts stay in memory, the others are read {where}"
     return replace(subject, note=note)
+
+
+def charge(modules: list[nn.Module], rate: int) -> None:
+    """Before a module runs, wait as long as `rate` takes for the experts that its tokens use.
+
+    accelerate maps a whole layer and touches what is used; this is what a disk of that rate costs.
+    """
+    for module in modules:
+        expert_bytes = sum(2 * parameter[0].numel() for parameter in module.parameters())
+
+        def wait(_: nn.Module, args: tuple[Tensor, ...], expert_bytes: int = expert_bytes) -> None:
+            time.sleep(len(set(args[1].flatten().tolist())) * expert_bytes / rate)
+
+        module.register_forward_pre_hook(wait)
 
 
 def _device_map(checkpoint: Path, cpu_expert_bytes: int) -> tuple[dict[str, str], int]:
