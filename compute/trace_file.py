@@ -10,6 +10,7 @@ import os
 import zipfile
 import zlib
 from pathlib import Path
+from tokenize import TokenError
 from typing import IO, TypeVar
 
 import numpy as np
@@ -123,7 +124,7 @@ def _header(file: IO[bytes], name: str) -> tuple[tuple[int, ...], np.dtype[np.ge
             (2, 0): np.lib.format.read_array_header_2_0,
         }[version]
         shape, _, dtype = read_header(file)
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, SyntaxError, TokenError, RecursionError, MemoryError) as error:
         raise ValueError(f'"{name}" has no array header that is understood here') from error
     return shape, dtype
 

@@ -73,7 +73,7 @@ def read_config(folder: Path) -> dict[str, object]:
         config = json.loads(path.read_text())
     except FileNotFoundError:
         raise ModelError(f"{folder} is not a model: it has no config.json") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path} is damaged: {error}") from error
     if not isinstance(config, dict):
         raise ModelError(f"{path} is damaged: not a JSON object")
@@ -99,7 +99,7 @@ def _weight_files(folder: Path) -> list[str]:
         raise ModelError(
             f"{folder} has no safetensors weights ({_WEIGHTS} or {_INDEX}): only safetensors is read"
         ) from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(f"{folder / _INDEX} is damaged: {error!r}") from error
     if not files or any(not isinstance(file, str) or Path(file).name != file for file in files):
         raise ModelError(f"{folder / _INDEX} is damaged: its weight_map must name files beside it")

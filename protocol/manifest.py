@@ -169,7 +169,7 @@ class Manifest:
                 ),
                 checksums=tuple(int(c) for c in data["checksums"]),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise StoreError(f"{path} is damaged: {error}") from error
 
 

@@ -26,7 +26,10 @@ def parse_size(text: str | int) -> int:
     factor = _UNITS.get((match[2] or "B").upper()) if match else None
     if match is None or factor is None:
         raise ValueError(f"{text!r} is not a size: write it like 900MiB, 1.5GB or 4096")
-    return int(float(match[1]) * factor)
+    size = float(match[1]) * factor
+    if size >= 2**63:
+        raise ValueError(f"{text[:20]!r}... is not a size: no machine has 2**63 bytes")
+    return int(size)
 
 
 def parse_rate(text: str) -> int:
