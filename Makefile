@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: run test check stress bench clean
+.PHONY: run test check stress soak fuzz bench clean
 
 # The shipped model with a quarter of its 192 experts in slots, and a prompt of its own world.
 run: $(STAMP)
@@ -22,6 +22,17 @@ check: $(STAMP)
 
 stress: $(STAMP)
 	$(BIN)/python -m pytest -m stress
+
+# Half an hour of everything at once; memory must stay flat. Its table is in the lab book.
+soak: $(STAMP)
+	$(BIN)/sidestage stress --seconds 1800 --clients 2 --faults all --json -
+
+# Each parser for a minute; `pip install -e '.[fuzz]'` guides it by coverage.
+FUZZ_SECONDS ?= 60
+fuzz: $(STAMP)
+	for target in codec arena manifest safetensors config trace units; do \
+	    $(BIN)/python tests/fuzz/fuzz.py $$target $(FUZZ_SECONDS) || exit 1; \
+	done
 
 bench: $(STAMP)
 	$(BIN)/python -m pytest -m bench -s
