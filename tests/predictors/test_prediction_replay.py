@@ -71,9 +71,13 @@ def build_manifest() -> Manifest:
     )
 
 
-def same_rows(module: nn.Module, blob: Tensor, rows: Tensor) -> Tensor:
+class SameRows:
     """A kernel that needs no weights."""
-    return rows
+
+    name = "same"
+
+    def __call__(self, module: nn.Module, blob: Tensor, rows: Tensor) -> Tensor:
+        return rows
 
 
 def run_live(trace: Trace, spec: str, lookahead: int, num_slots: int, policy: str) -> tuple[Residency, Stage]:
@@ -89,7 +93,7 @@ def run_live(trace: Trace, spec: str, lookahead: int, num_slots: int, policy: st
         manifest=manifest,
         residency=residency,
         transport=ShuffledTransport(blobs, num_slots, 2, eagerness=1.0),
-        kernel=same_rows,
+        kernel=SameRows(),
         predictor=predictor,
         prefetch=PrefetchPlanner(NUM_EXPERTS, TOP_K, manifest.layout.stride, lookahead),
     )
