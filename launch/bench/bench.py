@@ -26,6 +26,7 @@ from launch.bench.job import ArmJob
 from launch.bench.table import print_figures
 from launch.output import check_place, write_json
 from protocol.arena import available_memory_bytes
+from protocol.errors import MemoryBudgetError
 from protocol.manifest import MANIFEST_FILE, Manifest
 from protocol.units import format_size
 
@@ -49,6 +50,7 @@ def bench(config: BenchConfig) -> int:
     names = config.arms or _default_arms(config)
     checkpoint = checkpoint_of(config) if set(names) & set(STOCK) else None
     jobs = [_job(name, config, store, manifest, checkpoint) for name in names]
+    _check_memory(jobs, manifest, available_memory_bytes())
     arms = _measure(jobs, config)
     figures = [_figures(name, arm, config) for name, arm in zip(names, arms)]
     _add_bounds(figures, config, store, manifest)
@@ -111,6 +113,27 @@ def _budget(config: BenchConfig, manifest: Manifest, arrangement: str, is_reside
         may_pass=":" in config.policy or hasattr(find(config.policy), "choose_admitted"),
     )
     return plan_budget(manifest, asked)
+
+
+def _check_memory(jobs: list[ArmJob], manifest: Manifest, free_bytes: int) -> None:
+    """All arms are open at the same time. Raises MemoryBudgetError when they cannot be."""
+    needed = {job.arm: _weight_bytes(job, manifest) for job in jobs}
+    if sum(needed.values()) > free_bytes:
+        words = ", ".join(f"{arm} {format_size(size)}" for arm, size in needed.items())
+        raise MemoryBudgetError(
+            f"the arms' weights take {format_size(sum(needed.values()))} together ({words}), "
+            f"{format_size(free_bytes)} are free: name fewer --arms, or fewer --layers of a --shape"
+        )
+
+
+def _weight_bytes(job: ArmJob, manifest: Manifest) -> int:
+    """What an arm surely holds: experts of ours, the whole checkpoint of stock."""
+    if job.arm == "transformers":
+        return sum(path.stat().st_size for path in Path(job.folder).glob("*.safetensors"))
+    if job.arm == "accelerate":
+        return job.cpu_expert_bytes
+    copies = job.frames + (job.slots if job.arrangement == "emulated" else 0)
+    return copies * manifest.layout.stride
 
 
 # --- measuring ----------------------------------------------------------------------------------

@@ -40,3 +40,12 @@ def test_stock_arms_need_a_checkpoint(store_4bit: Path, capsys: pytest.CaptureFi
     answer = call(capsys, "bench", store_4bit, "--arms", "resident,transformers")
     assert answer.code == 1
     assert "is a store, stock transformers needs the checkpoint" in answer.err
+
+
+def test_arms_that_do_not_fit_together_are_refused(
+    store_4bit: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("launch.bench.bench.available_memory_bytes", lambda: 6 * 2**20)
+    answer = call(capsys, "bench", store_4bit, "--arms", "resident,offload")
+    assert answer.code == 1
+    assert "together (resident 4.5 MiB, offload 2.3 MiB), 6.0 MiB are free: name fewer --arms" in answer.err
