@@ -102,7 +102,7 @@ class KeepValue:
         self._note_use(layer)
         if len(layer.origins):
             self._note_transitions(layer)
-        sources = [last[index - source][source] for source in range(NUM_SOURCES)]
+        sources = [last[(index - source) % len(last)][source] for source in range(NUM_SOURCES)]
         layer.origins = np.concatenate(sources)
         before, now = int(layer.is_turned), int(not layer.is_turned)
         layer.is_turned = not layer.is_turned
