@@ -39,7 +39,7 @@ def main() -> int:
     with Tally(Path(job.tally)) as tally:
         report_ready(arguments.ready_fd, {})
         try:
-            _serve(job, tally, told_to_stop)
+            serve(job, tally, told_to_stop)
         except (SidestageError, AssertionError, RuntimeError) as error:
             print(f"{type(error).__name__}: {error}", file=sys.stderr)  # noqa: T201 - for our parent
             return 1
@@ -54,7 +54,8 @@ def _parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _serve(job: ClientJob, tally: Tally, told_to_stop: threading.Event) -> None:
+def serve(job: ClientJob, tally: Tally, told_to_stop: threading.Event) -> None:
+    """Come in, play until told to stop, leave. Raises SidestageError when it cannot go on."""
     import torch  # noqa: F401 - what it opens for itself is not ours to count
 
     fds_before = _num_fds()

@@ -179,7 +179,7 @@ class Player:
     def _check(self, key: int) -> None:
         """The blob in the key's slot is the store's."""
         blob = self._transport.blob(self._slot(key)).numpy()
-        if xxhash.xxh3_64_intdigest(blob) != self._manifest.checksums[key]:
+        if xxhash.xxh3_64_intdigest(blob.data) != self._manifest.checksums[key]:
             self._tally[Count.CORRUPT] += 1
 
     def _note_coming(self, now_ns: int) -> None:

@@ -150,7 +150,7 @@ def _leaked_fds(before: int) -> int:
 def _num_alive(processes: list[psutil.Process]) -> int:
     """psutil knows a process by its start time too: a pid that came round again is another."""
     until = time.monotonic() + _GONE_TIMEOUT_S
-    while (alive := sum(process.is_running() for process in processes)) and time.monotonic() < until:
+    while (alive := len([p for p in processes if p.is_running()])) and time.monotonic() < until:
         time.sleep(0.05)
     return alive
 
