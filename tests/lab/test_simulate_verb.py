@@ -82,8 +82,9 @@ def test_the_figures_are_those_of_the_replay(capsys: Capture, trace: Path, scope
     assert told["gap_closed"] == pytest.approx(gap)
 
 
-def test_all_policies_are_all_that_are_known(capsys: Capture, trace: Path) -> None:
-    told = results(capsys, trace, "--capacity", "0.25", "--policy", "all")
+@pytest.mark.parametrize("scope", ["global", "layer"])
+def test_all_policies_are_all_that_are_known(capsys: Capture, trace: Path, scope: str) -> None:
+    told = results(capsys, trace, "--capacity", "0.5", "--scope", scope, "--policy", "all")
     assert [each["policy"] for each in told] == list(KNOWN)
     assert all(each.keys() >= NAMES for each in told)
     assert {each["trace"] for each in told} == {str(trace)}
