@@ -23,6 +23,7 @@ SLOTS = 24
 TIMEOUT_S = 4.0
 #: What a recovery may cost, beyond a hung loader's half timeout, on a quiet machine.
 RECOVERY_S = 5.0
+NUM_BUS_THREADS = 2
 
 
 @pytest.fixture
@@ -40,16 +41,16 @@ def tokens(offloaded: Offloaded, length: int) -> list[int]:
     return found
 
 
-def loader() -> psutil.Process:
-    """The loader of this moment; the old one may be a zombie still."""
-    while True:
-        for child in psutil.Process().children():
-            try:
-                if "loader" in child.cmdline() and child.status() != psutil.STATUS_ZOMBIE:
-                    return child
-            except psutil.NoSuchProcess:
-                continue
-        time.sleep(0.005)
+def serving_loader() -> psutil.Process | None:
+    """The loader of this moment, if it has begun to read: its reader threads are there."""
+    for child in psutil.Process().children():
+        try:
+            is_loader = "loader" in child.cmdline() and child.status() != psutil.STATUS_ZOMBIE
+            if is_loader and child.num_threads() > NUM_BUS_THREADS + 1:
+                return child
+        except psutil.NoSuchProcess:
+            continue
+    return None
 
 
 @contextmanager
@@ -59,9 +60,9 @@ def under_fire(number: int, pause_s: Callable[[], float], count: int) -> Iterato
     is_over = threading.Event()
 
     def fire() -> None:
-        while len(hit) < count and not is_over.wait(pause_s()):
-            process = loader()
-            if process.pid not in hit:
+        while len(hit) < count and not is_over.wait(0.005):
+            process = serving_loader()
+            if process and process.pid not in hit and not is_over.wait(pause_s()):
                 process.send_signal(number)
                 hit.append(process.pid)
 

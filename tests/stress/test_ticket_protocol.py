@@ -95,12 +95,14 @@ class TicketProtocol(RuleBasedStateMachine):
         self.generations = self.arena.frame_table[:, 0].copy()
 
     def teardown(self) -> None:
-        self.everybody_gets_what_it_awaits()
-        self.ledger.close()
-        for wire in self.wires:
-            self.cut(wire)
-        self.arena.close()
-        os.close(self.fd)
+        try:
+            self.everybody_gets_what_it_awaits()
+        finally:
+            self.ledger.close()
+            for wire in self.wires:
+                self.cut(wire)
+            self.arena.close()
+            os.close(self.fd)
 
     # --- coming and going ----------------------------------------------------------------------
 
@@ -251,6 +253,17 @@ class TicketProtocol(RuleBasedStateMachine):
         self.ledger.drop_doomed(outbox.doomed)
 
     @rule()
+    def all_is_well_for_a_while(self) -> None:
+        """Shortens the way to clients that hold something."""
+        while self.may_take:
+            self.a_reader_begins()
+        while self.fills:
+            self.a_reader_ends(is_bad=False)
+        self.the_service_speaks()
+        for guest in self.guests:
+            self.look(guest.number)
+
+    @rule()
     def the_loader_crashes(self) -> None:
         """Nothing of it stays but the arena; each client finds the successor."""
         epoch = self.ledger.epoch
@@ -299,13 +312,8 @@ class TicketProtocol(RuleBasedStateMachine):
             for guest in self.guests:
                 guest.loses_next = False
                 self.notice_in_a_silence(guest.number)
-            while self.may_take:
-                self.a_reader_begins()
-            while self.fills:
-                self.a_reader_ends(is_bad=False)
-            self.the_service_speaks()
+            self.all_is_well_for_a_while()
             for guest in self.guests:
-                self.look(guest.number)
                 self.send(guest, Release(self.give_up(guest, range(4))))
             if not any(guest.book.num_open for guest in self.guests):
                 break
