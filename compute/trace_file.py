@@ -5,8 +5,10 @@ more than `max_bytes` ever is. What the arrays mean is `compute.trace`'s.
 """
 
 import json
+import lzma
 import math
 import os
+import struct
 import zipfile
 import zlib
 from pathlib import Path
@@ -40,6 +42,19 @@ Number = TypeVar("Number", bound=np.generic)
 Arrays = dict[str, npt.NDArray[np.generic]]
 
 
+#: What zipfile and numpy raise for damage; RuntimeError: a member that claims to be encrypted.
+_BROKEN = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    EOFError,
+    OSError,
+    OverflowError,
+    RuntimeError,
+)
+
+
 def read(path: Path, max_bytes: int = MAX_BYTES) -> Trace:
     """The trace in `path`. Raises ValueError with one sentence where the file is not one."""
     try:
@@ -50,7 +65,7 @@ def read(path: Path, max_bytes: int = MAX_BYTES) -> Trace:
             return _trace({name: file[name] for name in names})
     except ValueError as error:
         raise ValueError(f"trace {path} cannot be used: {error}") from error
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError) as error:
+    except _BROKEN as error:
         raise ValueError(f"trace {path} is damaged or no .npz file ({error}): record it again") from error
 
 

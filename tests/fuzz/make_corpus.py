@@ -190,6 +190,16 @@ def trace_cases() -> dict[str, bytes]:
         np.save(file, np.asarray(values), allow_pickle=True)
         return file.getvalue()
 
+    def encrypted(data: bytes) -> bytes:
+        """Every member claims to be: bit 0 of the flags, locally and in the directory."""
+        changed = bytearray(data)
+        for mark, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+            place = changed.find(mark)
+            while place >= 0:
+                changed[place + flags] |= 1
+                place = changed.find(mark, place + 4)
+        return bytes(changed)
+
     experts = array(np.zeros((3, 2, 1), np.int16))
     meta = array(np.frombuffer(b'{"n_experts": 4}', np.uint8))
     good = archive(experts=experts, meta=meta)
@@ -202,6 +212,7 @@ def trace_cases() -> dict[str, bytes]:
         "trace/deep-header": archive(experts=b"\x93NUMPY\x01\x00\xff\x0f" + b"(" * 4095),
         "trace/huge-shape": archive(experts=experts.replace(b"(3, 2, 1)", b"(3, 2, 99999999)"), meta=meta),
         "trace/negative-shape": archive(experts=experts.replace(b"(3, 2, 1)", b"(-3,2, 1)"), meta=meta),
+        "trace/encrypted": encrypted(good),
         "trace/no-meta": archive(experts=experts),
         "trace/nested-meta": archive(experts=experts, meta=array(np.frombuffer(b"[" * 50_000, np.uint8))),
     }
