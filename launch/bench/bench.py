@@ -85,7 +85,7 @@ def _job(name: str, config: BenchConfig, store: Path, manifest: Manifest, checkp
         lookahead=config.lookahead if offloads else 0,
         policy=config.policy,
         link=config.link if offloads else None,
-        rate=config.rate if offloads else None,
+        rate=config.rate if offloads or name == "accelerate" else None,
         cpu_expert_bytes=budget.num_slots * manifest.layout.stride,
         threads=config.threads,
         routing=config.routing,
