@@ -10,15 +10,16 @@ STAMP := $(VENV)/.installed
 run: $(STAMP)
 	@$(BIN)/sidestage run --slots 48 --prompt "Once upon a time there was a king who"
 
+# One worker a core; a file's tests stay together, for they share stores and processes.
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 stress: $(STAMP)
 	$(BIN)/python -m pytest -m stress
