@@ -460,7 +460,7 @@ def test_closing_leaves_no_fd_and_no_mapping(loader: OwnedLoader) -> None:
         with pytest.raises(RuntimeError, match="closed"):
             client.completed()
     del client
-    assert fds() <= before and len(os.listdir("/proc/self/fd")) == num_before
+    assert fds() <= before and len(os.listdir("/proc/self/fd")) <= num_before
     maps = Path("/proc/self/maps").read_text()
     assert "sidestage-arena" not in maps
 

@@ -345,8 +345,8 @@ def test_closing_leaves_no_thread_and_no_fd(loader: OwnedLoader, store: Path) ->
         with playing(loader, store) as play:
             play.demand(*range(8))
             play.transport.close()
-    assert threading.active_count() == num_threads
-    assert len(os.listdir("/proc/self/fd")) == num_fds
+    assert threading.active_count() <= num_threads
+    assert len(os.listdir("/proc/self/fd")) <= num_fds
 
 
 def test_a_fork_leaves_its_parents_link_alone(loader: OwnedLoader, store: Path) -> None:

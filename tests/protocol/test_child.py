@@ -90,7 +90,7 @@ def test_a_program_that_is_not_there_is_an_error_without_a_leak() -> None:
     before = len(os.listdir("/proc/self/fd"))
     with pytest.raises(FileNotFoundError):
         Child.spawn(["/nonexistent/program"], name="ghost")
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before
 
 
 def test_no_fd_stays_after_close() -> None:
@@ -99,7 +99,7 @@ def test_no_fd_stays_after_close() -> None:
     child.wait_ready()
     child.close()
     child.close()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before
 
 
 def test_a_child_that_ignores_sigterm_is_killed_after_the_timeout() -> None:
