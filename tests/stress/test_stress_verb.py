@@ -119,3 +119,16 @@ def test_a_run_without_a_transfer_has_no_latencies() -> None:
     empty = counted.report(seconds=1.0, num_faults=0, leaks=Leaks(0, 0, 0), max_rss_bytes=1)
     assert empty.demand_p99_us is None and empty.is_clean
     assert len(empty.lines()) == 3
+
+
+@pytest.mark.stress
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("arrangement", ["emulated", "direct"])
+def test_a_minute_with_every_fault_ends_with_nothing_corrupt_lost_or_leaked(
+    arrangement: str, tmp_path: Path
+) -> None:
+    place = tmp_path / "report.json"
+    options = ["--seconds", "60", "--clients", "2", "--faults", "all", "--arrangement", arrangement]
+    answer = run("stress", *options, "--json", place, timeout_s=500)
+    assert answer.code == 0, answer.err
+    assert json.loads(place.read_text())["faults_injected"] >= 9
