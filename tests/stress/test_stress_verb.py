@@ -1,6 +1,8 @@
 """`sidestage stress` as users meet it: its report, its exit code, its refusals."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -132,3 +134,13 @@ def test_a_minute_with_every_fault_ends_with_nothing_corrupt_lost_or_leaked(
     answer = run("stress", *options, "--json", place, timeout_s=500)
     assert answer.code == 0, answer.err
     assert json.loads(place.read_text())["faults_injected"] >= 9
+
+
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [("launch.stress.verb", "numpy"), ("launch.stress.run", "torch"), ("launch.stress.sweep", "torch")],
+)
+def test_help_is_light_and_the_supervisor_imports_no_torch(module: str, absent: str) -> None:
+    probe = f"import sys, {module}; print({absent!r} in sys.modules)"
+    ended = subprocess.run([sys.executable, "-P", "-c", probe], capture_output=True, text=True, check=True)
+    assert ended.stdout == "False\n"
