@@ -6,6 +6,7 @@
 import atexit
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,9 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", str(PRIVATE / "hypothesis"))
 (PRIVATE / "run").mkdir(mode=0o700)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell starts what it puts in the background deaf to Ctrl-C, and children inherit it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _tidy_up(owner: int) -> None:
