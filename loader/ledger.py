@@ -138,7 +138,7 @@ class Ledger:
                 client = self._clients.find(ticket.client)
                 is_granted = ticket in self._queue or self._frames.has_lease(ticket)  # asked anew since
                 if client is not None and not is_granted:
-                    self._end_dropped(client, ticket.ticket)
+                    self._drop(client, ticket.ticket)
             self._wake_clients()
 
     def take_outbox(self) -> Outbox:

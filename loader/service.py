@@ -318,6 +318,7 @@ class Service:
             self._reception.tell(number, Dropped(tuple(tickets)))
         if outbox.doomed:
             self._ledger.drop_doomed(outbox.doomed)
+            self._say(self._ledger.take_outbox())
 
     def _log_fault(self, number: int, fault: Fault) -> None:
         self._num_logged_faults += 1

@@ -325,6 +325,18 @@ TicketProtocol.TestCase.settings = settings(max_examples=150, stateful_step_coun
 TestTicketProtocol = TicketProtocol.TestCase
 
 
+@pytest.mark.parametrize("demand", [False, True])
+@pytest.mark.parametrize("who", [0, 1])
+def test_a_failed_read_ends_its_ticket_by_word_and_by_message(who: int, demand: bool) -> None:
+    world = TicketProtocol()
+    try:
+        world.layer_step(demand=demand, keys=[0], some=[], who=who)
+        world.a_reader_begins()
+        world.a_reader_ends(is_bad=True)
+    finally:
+        world.teardown()
+
+
 class _Longer(TicketProtocol):
     """The same world, for `make stress`."""
 
