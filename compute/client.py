@@ -178,18 +178,19 @@ class LoaderClient:
         """The loader's counters, asked now; `loader_restarts` is ours. Raises LoaderLostError."""
         until = time.monotonic() + self.timeout_s
         asked_of: Connection | None = None
-        seen, again_at = 0, 0.0
+        question, again_at = Snapshot(), 0.0
         while time.monotonic() < until:
             with self._lock:
                 self._check_usable()
                 if self._connection.is_dead():
                     self._recover()
                 if asked_of is not self._connection or time.monotonic() > again_at:
-                    asked_of, seen = self._connection, self._ledger.num_stats
+                    asked_of, question = self._connection, self._connection.next_question()
                     again_at = time.monotonic() + ROLL_CALL_S
-                    self._post(Snapshot())
+                    self._post(question)
                 self._hear()
-                if self._ledger.num_stats != seen:
+                is_told = asked_of is self._connection and asked_of.answered >= question.question
+                if is_told and not self._complaint:
                     return {**self._ledger.stats, "loader_restarts": self.num_restarts}
                 fd = self._connection.bus.fileno
             poll_fds((fd,), _STATS_INTERVAL_S)
@@ -325,9 +326,8 @@ class LoaderClient:
         """In a silence, or after a complaint, find out whether the loader has heard everything."""
         connection = self._connection
         num_lost = None
-        if connection.num_answers == connection.num_questions:
-            num_heard = self._ledger.stats.get("client_commands", connection.last_question)
-            num_lost = connection.last_question - num_heard
+        if connection.asked == connection.answered:
+            num_lost = connection.asked - self._ledger.stats.get("client_commands", connection.asked)
         heard = self._roll_call.judge(now, num_lost, self._turns())
         if heard is Heard.NOT_ALL:
             self._renew()
@@ -335,7 +335,7 @@ class LoaderClient:
         if heard is Heard.ALL and self._complaint:
             self._fail(self._complaint)
         is_wanted = self._roll_call.is_due(now) or (self._complaint and not self._roll_call.is_under_way)
-        if is_wanted and self._has_sent(Snapshot()):
+        if is_wanted and self._has_sent(connection.next_question()):
             self._roll_call.ask(now, self._turns())
 
     def _note_progress(self) -> None:

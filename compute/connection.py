@@ -56,11 +56,11 @@ class Connection:
             self.words = memoryview(self.arena.completions[self.welcome.client])
             self._opened = opened.pop_all()
         self.is_open = True
-        #: Commands since our Hello; Snapshots among them, the last one's number, and the Stats in answer.
+        #: Commands since our Hello.
         self.num_sent = 0
-        self.num_questions = 0
-        self.last_question = 0
-        self.num_answers = 0
+        #: The last Snapshot that was sent and the last that was answered; 0 while there is none.
+        self.asked = 0
+        self.answered = 0
 
     @property
     def arena(self) -> Arena:
@@ -89,8 +89,11 @@ class Connection:
         self.bus.send(command)
         self.num_sent += 1
         if isinstance(command, Snapshot):
-            self.num_questions += 1
-            self.last_question = self.num_sent
+            self.asked = command.question
+
+    def next_question(self) -> Snapshot:
+        """A Snapshot with the number that it has among our commands, if it is the next to be sent."""
+        return Snapshot(self.num_sent + 1)
 
     def is_dead(self) -> bool:
         """The loader's process has ended: it writes no more."""

@@ -65,7 +65,6 @@ class Ledger:
         self.tickets = tickets
         self.num_staged = 0
         self.stats: dict[str, int] = {}
-        self.num_stats = 0
         self.stop_reason = ""
         self._is_by_message = completions == "message"
         self._untold: list[Completion] = []
@@ -109,10 +108,9 @@ class Ledger:
                 case Fault(text=text, tickets=tickets):
                     self._faults.update((ticket, "") for ticket in tickets if ticket in self.tickets.asked)
                     raise ProtocolError(f"loader and client disagree: {text}")
-                case Stats(names=names, values=values):
+                case Stats(question=question, names=names, values=values):
                     self.stats = dict(zip(names, values, strict=True))
-                    self.num_stats += 1
-                    connection.num_answers += 1
+                    connection.answered = question
                 case Stopped(reason=reason):
                     self.stop_reason = reason
 

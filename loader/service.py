@@ -271,8 +271,9 @@ class Service:
                 self._ledger.fetch(client, command)
             case Release():
                 self._ledger.release(client, command.tickets)
-            case Snapshot():
-                self._bus.send(identity, self._stats(client))
+            case Snapshot(question=question):
+                self._say(self._ledger.take_outbox())  # what its earlier commands led to comes first
+                self._bus.send(identity, self._stats(client, question))
             case Goodbye():
                 self._reception.let_go(client, "it said goodbye")
             case Shutdown():
@@ -295,7 +296,7 @@ class Service:
         text = f"only process {self._owner_pid}, which started this loader, may stop it"
         self._ledger.complain(client, "order", text)
 
-    def _stats(self, client: Client) -> Stats:
+    def _stats(self, client: Client, question: int) -> Stats:
         values = {
             "frames": self._arena.geometry.num_frames,
             **self._ledger.stats(client),
@@ -305,7 +306,7 @@ class Service:
             "bus_lost": self._bus.num_lost,
             "door_refused": self._door.num_refused,
         }
-        return Stats(tuple(values), tuple(values.values()))
+        return Stats(question, tuple(values), tuple(values.values()))
 
     def _say(self, outbox: Outbox) -> None:
         """Faults first: whoever finds its ticket dropped can then learn why."""

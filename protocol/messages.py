@@ -119,7 +119,9 @@ class Release:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Ask for Stats."""
+    """Ask for Stats, which tell the `question` that they answer."""
+
+    question: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,8 +160,9 @@ class Dropped:
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """Counters of the loader and of the asking client, by name."""
+    """Counters of the loader and of the asking client, by name, in answer to the Snapshot `question`."""
 
+    question: int
     names: tuple[str, ...]
     values: tuple[int, ...]
 

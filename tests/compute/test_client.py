@@ -8,6 +8,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from compute.client import LoaderClient, Wanted
 from compute.ledger import Completion
 from compute.loader_process import OwnedLoader, start_loader
 from compute.patience import MAX_RESTARTS_IN_VAIN
-from protocol.errors import LoaderLostError, RefusedError
+from protocol.errors import LoaderLostError, ProtocolError, RefusedError
 from protocol.folder import create_folder, remove_folder
 from protocol.manifest import Manifest
 from protocol.messages import Completions
@@ -161,6 +162,16 @@ def test_a_key_outside_the_store_ends_in_a_fault(loader: OwnedLoader) -> None:
         client.fetch(demand=wanted(NUM_KEYS))
         (completion,) = collect(client, 1)
         assert completion.is_dropped and "outside" in completion.fault
+
+
+def test_a_release_of_a_strangers_ticket_is_a_protocol_error(loader: OwnedLoader) -> None:
+    with LoaderClient(loader.endpoint, quota=4) as client, LoaderClient(loader.endpoint, quota=4) as other:
+        (ticket,) = client.fetch(demand=wanted(3))
+        (completion,) = collect(client, 1)
+        other.tickets.held[ticket] = replace(completion, arena=other.arena)
+        other.release([ticket])
+        with pytest.raises(ProtocolError, match="disagree"):
+            other.stats()
 
 
 def test_two_clients_get_the_same_expert_from_one_read(slow_loader: OwnedLoader, store: Path) -> None:

@@ -147,7 +147,7 @@ def test_what_is_kept_for_a_client_that_never_reads_is_bounded(server: BusServer
 def test_a_loader_that_takes_nothing_is_an_error_that_names_the_setting(server: BusServer) -> None:
     identity = new_identity()
     with BusClient(server.endpoint, identity, 0.2) as client:
-        big = Stats(tuple("x" * 1000 for _ in range(100)), tuple(range(100)))
+        big = Stats(0, tuple("x" * 1000 for _ in range(100)), tuple(range(100)))
         with pytest.raises(LoaderLostError, match="SIDESTAGE_TIMEOUT"):
             for _ in range(100 * QUEUE_LENGTH):
                 client.send(big)  # type: ignore[arg-type]

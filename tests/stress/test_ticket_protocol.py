@@ -48,7 +48,7 @@ class Wire:
     eventfd: int
     events: deque[Event] = field(default_factory=deque)
     is_cut: bool = False
-    num_answers: int = 0
+    answered: int = 0
 
     @property
     def bus(self) -> "Wire":
