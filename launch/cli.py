@@ -12,11 +12,29 @@ from launch.bench import verb as bench_verb
 from launch.lab import verbs
 from launch.options import (
     INTERRUPTED,
+    ArrangementOption,
     BitsOption,
+    ConnectOption,
+    DeviceOption,
+    DtypeOption,
     FastOption,
     GroupOption,
     JsonOption,
+    LinkOption,
+    LookaheadOption,
+    MaxNewTokensOption,
+    ModelArgument,
+    PolicyOption,
+    PredictorOption,
     RamOption,
+    RepetitionPenaltyOption,
+    SeedOption,
+    SlotsOption,
+    TemperatureOption,
+    ThreadsOption,
+    TimeoutOption,
+    TopPOption,
+    VramOption,
     sentences,
 )
 from launch.stress import verb as stress_verb
@@ -32,83 +50,42 @@ app = typer.Typer(
 
 @app.command()
 def run(
-    model: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="[MODEL]", help="Checkpoint (hub id or folder) or store [default: the shipped one]."
-        ),
-    ] = None,
+    model: ModelArgument = None,
     prompt: Annotated[
         str | None, typer.Option(metavar="TEXT", help="What to continue; - reads it from stdin.")
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(metavar="N", help="Stop after this many tokens.")] = 200,
-    temperature: Annotated[
-        float | None,
-        typer.Option(metavar="T", help="0 is greedy, without penalties [default: the model's own]."),
-    ] = None,
-    top_p: Annotated[
-        float | None, typer.Option(metavar="P", help="Nucleus [default: the model's own].")
-    ] = None,
-    repetition_penalty: Annotated[
-        float | None, typer.Option(metavar="R", help="1 is none [default: the model's own].")
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option(metavar="S", help="Sampling's seed [default: a new one].")
-    ] = None,
-    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Where the model computes.")] = "auto",
-    dtype: Annotated[
-        str, typer.Option(metavar="auto|bfloat16|float32", help="Of activations and dense weights.")
-    ] = "auto",
-    threads: Annotated[
-        int | None, typer.Option(metavar="N", help="Compute threads [default: torch's].")
-    ] = None,
+    max_new_tokens: MaxNewTokensOption = 200,
+    temperature: TemperatureOption = None,
+    top_p: TopPOption = None,
+    repetition_penalty: RepetitionPenaltyOption = None,
+    seed: SeedOption = None,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    threads: ThreadsOption = None,
     bits: BitsOption = None,
     group: GroupOption = None,
     fast: FastOption = False,
-    arrangement: Annotated[
-        str,
-        typer.Option(metavar="auto|direct|emulated|staged|pinned", help="How experts reach the device."),
-    ] = "auto",
-    slots: Annotated[
-        int | None, typer.Option(metavar="N", help="Experts resident at once, over all layers.")
-    ] = None,
-    vram: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Device memory for slots (staged, pinned).")
-    ] = None,
+    arrangement: ArrangementOption = "auto",
+    slots: SlotsOption = None,
+    vram: VramOption = None,
     ram: RamOption = None,
-    policy: Annotated[str, typer.Option(metavar="NAME", help="Eviction policy, or file.py:Class.")] = "lru",
-    predictor: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME",
-            help="What foresees experts: gate, previous-token, st-moe, some joined by +, or none.",
-        ),
-    ] = "gate",
-    lookahead: Annotated[
-        int | None, typer.Option(metavar="D", help="MoE layers to look ahead; 0 is off [default: 1].")
-    ] = None,
-    link: Annotated[
-        str | None, typer.Option(metavar="RATE", help="Speed of the emulated link, like 40MB/s.")
-    ] = None,
-    connect: Annotated[
-        str | None, typer.Option(metavar="ENDPOINT", help="Use a loader that already runs.")
-    ] = None,
-    timeout: Annotated[
-        float | None, typer.Option(metavar="S", help="Seconds to wait for the loader [default: 30].")
-    ] = None,
+    policy: PolicyOption = "lru",
+    predictor: PredictorOption = "gate",
+    lookahead: LookaheadOption = None,
+    link: LinkOption = None,
+    connect: ConnectOption = None,
+    timeout: TimeoutOption = None,
     json: JsonOption = None,
     timeline: Annotated[
         str | None, typer.Option(metavar="FILE", help="Write a Chrome trace of both processes.")
     ] = None,
 ) -> None:
     """Continue a prompt with MODEL and tell what the cache, the prefetcher and the link did."""
-    settings = dict(locals())
+    words = dict(locals())
     with sentences():
-        from compute.settings import rate_of, size_of
-        from launch.config import RunConfig
+        from launch.config import run_config
 
-        settings |= {"vram": size_of("--vram", vram), "ram": size_of("--ram", ram)}
-        config = RunConfig(**{**settings, "link": rate_of("--link", link)})
+        config = run_config(words)
         from launch.run import run_model
 
         raise typer.Exit(run_model(config))

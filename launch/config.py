@@ -4,14 +4,14 @@ Owns the command line's settings; the rules between those that `offload` shares 
 Knows no model, no store and no device: what depends on one of those is checked where it is known.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from compute.budget import ARRANGEMENTS
 from compute.cache_folder import Quantization
 from compute.patience import timeout_setting
 from compute.policies import OFFLINE, find
-from compute.settings import Settings, layers_ahead
+from compute.settings import Settings, Size, layers_ahead, rate_of, size_of
 
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("auto", "bfloat16", "float32")
@@ -125,6 +125,17 @@ class RunConfig:
             threads=self.threads,
             connect=self.connect,
         )
+
+
+def run_config(words: Mapping[str, object]) -> RunConfig:
+    """The config of an option's name -> its value, sizes and rates still as people write them."""
+    sizes = {name: size_of(f"--{name}", _size(words.get(name))) for name in ("vram", "ram")}
+    return RunConfig(**{**words, **sizes, "link": rate_of("--link", _size(words.get("link")))})  # type: ignore[arg-type]
+
+
+def _size(word: object) -> Size | None:
+    assert word is None or isinstance(word, int | str), f"{word!r} is no size"
+    return word
 
 
 def _check_choice(name: str, value: str, allowed: Iterable[str]) -> None:

@@ -10,6 +10,54 @@ from protocol.errors import SidestageError
 
 INTERRUPTED = 130
 
+ModelArgument = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[MODEL]", help="Checkpoint (hub id or folder) or store [default: the shipped one]."
+    ),
+]
+MaxNewTokensOption = Annotated[int, typer.Option(metavar="N", help="Stop after this many tokens.")]
+TemperatureOption = Annotated[
+    float | None, typer.Option(metavar="T", help="0 is greedy, without penalties [default: the model's own].")
+]
+TopPOption = Annotated[float | None, typer.Option(metavar="P", help="Nucleus [default: the model's own].")]
+RepetitionPenaltyOption = Annotated[
+    float | None, typer.Option(metavar="R", help="1 is none [default: the model's own].")
+]
+SeedOption = Annotated[int | None, typer.Option(metavar="S", help="Sampling's seed [default: a new one].")]
+DeviceOption = Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Where the model computes.")]
+DtypeOption = Annotated[
+    str, typer.Option(metavar="auto|bfloat16|float32", help="Of activations and dense weights.")
+]
+ThreadsOption = Annotated[int | None, typer.Option(metavar="N", help="Compute threads [default: torch's].")]
+ArrangementOption = Annotated[
+    str, typer.Option(metavar="auto|direct|emulated|staged|pinned", help="How experts reach the device.")
+]
+SlotsOption = Annotated[
+    int | None, typer.Option(metavar="N", help="Experts resident at once, over all layers.")
+]
+VramOption = Annotated[
+    str | None, typer.Option(metavar="SIZE", help="Device memory for slots (staged, pinned).")
+]
+PolicyOption = Annotated[str, typer.Option(metavar="NAME", help="Eviction policy, or file.py:Class.")]
+PredictorOption = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME", help="What foresees experts: gate, previous-token, st-moe, some joined by +, or none."
+    ),
+]
+LookaheadOption = Annotated[
+    int | None, typer.Option(metavar="D", help="MoE layers to look ahead; 0 is off [default: 1].")
+]
+LinkOption = Annotated[
+    str | None, typer.Option(metavar="RATE", help="Speed of the emulated link, like 40MB/s.")
+]
+ConnectOption = Annotated[
+    str | None, typer.Option(metavar="ENDPOINT", help="Use a loader that already runs.")
+]
+TimeoutOption = Annotated[
+    float | None, typer.Option(metavar="S", help="Seconds to wait for the loader [default: 30].")
+]
 JsonOption = Annotated[
     str | None,
     typer.Option("--json", metavar="FILE|-", help="Write one JSON object to FILE, or to stdout (-)."),

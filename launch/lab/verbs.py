@@ -4,7 +4,26 @@ from typing import Annotated
 
 import typer
 
-from launch.options import BitsOption, FastOption, GroupOption, JsonOption, RamOption, sentences
+from launch.options import (
+    BitsOption,
+    DtypeOption,
+    FastOption,
+    GroupOption,
+    JsonOption,
+    LookaheadOption,
+    ModelArgument,
+    PolicyOption,
+    PredictorOption,
+    RamOption,
+    RepetitionPenaltyOption,
+    SeedOption,
+    SlotsOption,
+    TemperatureOption,
+    ThreadsOption,
+    TimeoutOption,
+    TopPOption,
+    sentences,
+)
 
 trace_app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="Record which experts tokens use, and look at it."
@@ -19,12 +38,7 @@ PlotOption = Annotated[str | None, typer.Option(metavar="FILE.png", help="Draw i
 
 @trace_app.command()
 def record(
-    model: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="[MODEL]", help="Checkpoint (hub id or folder) or store [default: the shipped one]."
-        ),
-    ] = None,
+    model: ModelArgument = None,
     *,
     out: Annotated[str, typer.Option(metavar="T.npz", help="The trace file to write.")],
     prompts: Annotated[
@@ -58,46 +72,21 @@ def record(
     max_new_tokens: Annotated[
         int, typer.Option(metavar="N", help="With --prompts: stop after this many tokens each.")
     ] = 200,
-    temperature: Annotated[
-        float | None,
-        typer.Option(metavar="T", help="0 is greedy, without penalties [default: the model's own]."),
-    ] = None,
-    top_p: Annotated[
-        float | None, typer.Option(metavar="P", help="Nucleus [default: the model's own].")
-    ] = None,
-    repetition_penalty: Annotated[
-        float | None, typer.Option(metavar="R", help="1 is none [default: the model's own].")
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option(metavar="S", help="Sampling's seed, for each prompt [default: a new one].")
-    ] = None,
-    dtype: Annotated[
-        str, typer.Option(metavar="auto|bfloat16|float32", help="Of activations and dense weights.")
-    ] = "auto",
-    threads: Annotated[
-        int | None, typer.Option(metavar="N", help="Compute threads [default: torch's].")
-    ] = None,
+    temperature: TemperatureOption = None,
+    top_p: TopPOption = None,
+    repetition_penalty: RepetitionPenaltyOption = None,
+    seed: SeedOption = None,
+    dtype: DtypeOption = "auto",
+    threads: ThreadsOption = None,
     bits: BitsOption = None,
     group: GroupOption = None,
     fast: FastOption = False,
-    slots: Annotated[
-        int | None, typer.Option(metavar="N", help="Experts resident at once, over all layers.")
-    ] = None,
+    slots: SlotsOption = None,
     ram: RamOption = None,
-    policy: Annotated[str, typer.Option(metavar="NAME", help="Eviction policy, or file.py:Class.")] = "lru",
-    predictor: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME",
-            help="What foresees experts: gate, previous-token, st-moe, some joined by +, or none.",
-        ),
-    ] = "gate",
-    lookahead: Annotated[
-        int | None, typer.Option(metavar="D", help="MoE layers to look ahead; 0 is off [default: 1].")
-    ] = None,
-    timeout: Annotated[
-        float | None, typer.Option(metavar="S", help="Seconds to wait for the loader [default: 30].")
-    ] = None,
+    policy: PolicyOption = "lru",
+    predictor: PredictorOption = "gate",
+    lookahead: LookaheadOption = None,
+    timeout: TimeoutOption = None,
     json: JsonOption = None,
 ) -> None:
     """Run MODEL over prompts or a text, and write which experts each token used.
@@ -107,16 +96,14 @@ def record(
     """
     given = dict(locals())
     with sentences():
-        from compute.settings import size_of
-        from launch.config import RunConfig
+        from launch.config import run_config
         from launch.lab.config import RecordConfig
 
         own = {
             name: given.pop(name)
             for name in ("out", "prompts", "text", "passes", "window", "tokens", "predicted", "probs")
         }
-        run = RunConfig(**{**given, "ram": size_of("--ram", ram)})
-        config = RecordConfig(run=run, **own)
+        config = RecordConfig(run=run_config(given), **own)
         from launch.lab.record import record_trace
 
         record_trace(config)
