@@ -11,6 +11,9 @@ TIMEOUT_VARIABLE = "SIDESTAGE_TIMEOUT"
 DEFAULT_TIMEOUT_S = 30.0
 TIMEOUT_HINT = f"(raise --timeout or {TIMEOUT_VARIABLE})"
 
+#: A loader whose loop stands still for this long hangs: it turns at least every 50 ms.
+HUNG_S = 3.0
+
 #: Restarts in a row, none of which staged an expert, before an owner gives up.
 MAX_RESTARTS_IN_VAIN = 5
 BACKOFF_S = 0.1
@@ -31,6 +34,11 @@ def timeout_setting(timeout_s: float | None = None) -> float:
             f"a timeout of {given} seconds: a number above 0 is needed (--timeout, {TIMEOUT_VARIABLE})"
         )
     return seconds
+
+
+def hung_after_s(timeout_s: float) -> float:
+    """How long a loader's loop may stand still: never longer than half the timeout."""
+    return min(HUNG_S, timeout_s / 2)
 
 
 class Verdict(Enum):
@@ -55,12 +63,12 @@ class Patience:
         self._turns = turns
 
     def judge(self, now: float, turns: int) -> Verdict:
-        """OVER after the timeout without progress, HUNG after half of it without a turn of the loop."""
+        """OVER after the timeout without progress, HUNG when the loop stands still for `hung_after_s`."""
         if turns != self._turns:
             self._turns, self._turned_at = turns, now
         if now - self._progress_at > self.timeout_s:
             return Verdict.OVER
-        return Verdict.HUNG if now - self._turned_at > self.timeout_s / 2 else Verdict.WAIT
+        return Verdict.HUNG if now - self._turned_at > hung_after_s(self.timeout_s) else Verdict.WAIT
 
 
 @dataclass(slots=True)

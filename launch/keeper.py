@@ -7,7 +7,7 @@ import logging
 import time
 
 from compute.loader_process import OwnedLoader
-from compute.patience import RestartBudget, timeout_setting
+from compute.patience import RestartBudget, hung_after_s, timeout_setting
 from protocol.errors import LoaderLostError, SidestageError
 
 #: A loader that lived this long, or ended a ticket, was of use: its death is the first of a new row.
@@ -21,7 +21,7 @@ class Keeper:
 
     def __init__(self, loader: OwnedLoader, timeout_s: float | None) -> None:
         self._loader = loader
-        self._patience_s = timeout_setting(timeout_s) / 2
+        self._patience_s = hung_after_s(timeout_setting(timeout_s))
         self._budget = RestartBudget()
         self._num_useful_lives = 0
         self._progress = loader.progress
@@ -30,7 +30,7 @@ class Keeper:
         self._turns = loader.turns
 
     def look(self, now: float) -> None:
-        """Restart the loader if it is dead or has stood still for half the timeout.
+        """Restart the loader if it is dead or hangs.
 
         One that does not come up is tried again at the next look. Raises LoaderLostError, with the
         last one's sentence, when that was done in vain too often.

@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from protocol.blob import BLOB_ALIGNMENT, align_up
 from protocol.errors import MemoryBudgetError, ProtocolError
+from protocol.units import format_size
 
 Words = npt.NDArray[np.uint64]
 
@@ -172,7 +173,7 @@ class Arena:
             self._map = mmap.mmap(fd, size, prot=mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0))
         except OSError as error:
             raise MemoryBudgetError(
-                f"the arena of {size / 2**30:.2f} GiB does not fit into this process ({error.strerror}): "
+                f"the arena of {format_size(size)} does not fit into this process ({error.strerror}): "
                 f"raise its limit (ulimit -v), or pass a smaller --ram"
             ) from error
         g = self.geometry

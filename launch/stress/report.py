@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import numpy.typing as npt
 
+from launch.stress.memory import MemoryCurve
 from launch.stress.scene import Scene
 from launch.stress.tally import Count
 from protocol.units import format_size
@@ -15,7 +16,8 @@ class Report:
     """The names of `--json`. Times are None where nothing was measured.
 
     `overlap_fraction`: of the time during which experts were on their way, the share in which
-    clients did not wait. `link_utilisation`: None without a link.
+    clients did not wait. `link_utilisation`: None without a link. `longest_recovery_s`: from a blow
+    to the loader to the first expert that its successor brought. `memory`: see memory.py.
     """
 
     transfers: int
@@ -33,6 +35,8 @@ class Report:
     leaked_processes: int
     leaked_files: int
     max_rss_bytes: int
+    longest_recovery_s: float | None
+    memory: list[dict[str, float | int]]
 
     @property
     def is_clean(self) -> bool:
@@ -41,21 +45,24 @@ class Report:
             self.corrupt or self.lost or self.leaked_fds or self.leaked_processes or self.leaked_files
         )
 
-    def as_json(self) -> dict[str, int | float | None]:
+    def as_json(self) -> dict[str, object]:
         return asdict(self)
 
     def lines(self) -> list[str]:
         """For people."""
         link = "" if self.link_utilisation is None else f", link {self.link_utilisation:.1%} busy"
         overlap = "" if self.overlap_fraction is None else f", overlap {self.overlap_fraction:.1%}"
+        slowest = (
+            "" if self.longest_recovery_s is None else f" (the loader's within {self.longest_recovery_s} s)"
+        )
         return [
             f"{self.transfers} experts, {format_size(self.bytes)}, "
             f"{self.gigabytes_per_second:.3f} GB/s{link}{overlap}",
             f"demand p50 {self.demand_p50_us} us, p99 {self.demand_p99_us} us; "
             f"largest process {format_size(self.max_rss_bytes)}",
-            f"{self.faults_injected} faults injected, {self.recoveries} recoveries; corrupt {self.corrupt}, "
-            f"lost {self.lost}, leaked: {self.leaked_fds} fds, {self.leaked_processes} processes, "
-            f"{self.leaked_files} files",
+            f"{self.faults_injected} faults injected, {self.recoveries} recoveries{slowest}; "
+            f"corrupt {self.corrupt}, lost {self.lost}, leaked: {self.leaked_fds} fds, "
+            f"{self.leaked_processes} processes, {self.leaked_files} files",
         ]
 
 
@@ -87,6 +94,7 @@ class Counted:
     transfers: int
     num_bytes: int
     recoveries: int
+    longest_recovery_s: float | None
     corrupt: int
     lost: int
     link_utilisation: float | None
@@ -102,6 +110,7 @@ class Counted:
             transfers=total(scene, Count.TRANSFERS),
             num_bytes=total(scene, Count.BYTES),
             recoveries=num_recoveries(scene),
+            longest_recovery_s=round(max(scene.recovery.seconds), 3) if scene.recovery.seconds else None,
             corrupt=total(scene, Count.CORRUPT),
             lost=total(scene, Count.LOST) + sum(s.num_lost for s in scene.seats) + scene.num_lost_loaders,
             link_utilisation=round(busy_ns / open_ns, 4) if busy_ns else None,
@@ -110,7 +119,7 @@ class Counted:
             idle_us=np.concatenate([seat.tally.idle_us for seat in scene.seats]),
         )
 
-    def report(self, *, seconds: float, num_faults: int, leaks: Leaks, max_rss_bytes: int) -> Report:
+    def report(self, *, seconds: float, num_faults: int, leaks: Leaks, memory: MemoryCurve) -> Report:
         """Together with what only the run knows."""
         return Report(
             transfers=self.transfers,
@@ -127,7 +136,9 @@ class Counted:
             leaked_fds=leaks.fds,
             leaked_processes=leaks.processes,
             leaked_files=leaks.files,
-            max_rss_bytes=max_rss_bytes,
+            max_rss_bytes=memory.largest,
+            longest_recovery_s=self.longest_recovery_s,
+            memory=memory.as_json(),
         )
 
 

@@ -19,6 +19,7 @@ from launch.log import log_to_stderr
 from launch.output import write_json
 from launch.stress.config import StressConfig
 from launch.stress.injector import Injector
+from launch.stress.memory import MemoryCurve
 from launch.stress.progress import progress_line
 from launch.stress.report import Counted, Leaks, Report, num_recoveries, total
 from launch.stress.scene import CLIENT_TIMEOUT_S, READY_TIMEOUT_S, Scene
@@ -66,9 +67,7 @@ def stress(config: StressConfig) -> Report:
         processes=_num_alive(scene.processes()),
         files=_num_files(scene),
     )
-    return counted.report(
-        seconds=run.seconds, num_faults=run.num_faults, leaks=leaks, max_rss_bytes=run.max_rss_bytes
-    )
+    return counted.report(seconds=run.seconds, num_faults=run.num_faults, leaks=leaks, memory=run.memory)
 
 
 class _Run:
@@ -76,7 +75,7 @@ class _Run:
 
     def __init__(self, config: StressConfig, scene: Scene) -> None:
         self.seconds = 0.0
-        self.max_rss_bytes = 0
+        self.memory = MemoryCurve()
         self._config = config
         self._scene = scene
         self._injector = Injector(scene, config.faults, random.Random(config.seed), time.monotonic())
@@ -103,8 +102,9 @@ class _Run:
             self._injector.act(now)
             if now >= sample_at:
                 sample_at = now + _SAMPLE_S
-                self.max_rss_bytes = max(self.max_rss_bytes, self._scene.rss_bytes())
-                show(self._config.seconds - (until - now), self._words())
+                gone_s = self._config.seconds - (until - now)
+                self.memory.note(gone_s, self._scene.memory())
+                show(gone_s, self._words())
             time.sleep(_LOOK_S)
 
     def _words(self) -> str:

@@ -21,6 +21,8 @@ from compute.loader_process import OwnedLoader
 from launch.keeper import Keeper
 from launch.stress.config import StressConfig
 from launch.stress.job import ClientJob
+from launch.stress.memory import Sample
+from launch.stress.recovery import RecoveryClock
 from launch.stress.synthetic_store import make_store
 from launch.stress.tally import Count, Tally
 from loader.faults import FaultBoard
@@ -119,6 +121,7 @@ class Scene:
 
     def __init__(self, config: StressConfig) -> None:
         self.num_lost_loaders = 0
+        self.recovery = RecoveryClock()
         self.loader_processes: list[psutil.Process] = []
         self._killed: set[int] = set()
         self._pids: set[int] = set()
@@ -152,6 +155,7 @@ class Scene:
         """A fault on purpose."""
         if self.loader.is_alive:
             self._killed.add(self.loader.pid)
+            self.recovery.hit(time.monotonic(), self.loader.num_restarts)
             os.kill(self.loader.pid, number)
 
     def look(self) -> None:
@@ -162,6 +166,8 @@ class Scene:
             _log.error("the loader (pid %d) died of itself", self.loader.pid)
         self.keeper.look(time.monotonic())
         self._note_loader()
+        transfers = sum(seat.tally[Count.TRANSFERS] for seat in self.seats)
+        self.recovery.look(time.monotonic(), self.loader.num_restarts, transfers)
 
     def look_after_clients(self) -> None:
         for seat in self.seats:
@@ -184,10 +190,10 @@ class Scene:
             time.sleep(0.05)
         return max(leaked, 0)
 
-    def rss_bytes(self) -> int:
-        """Memory of the largest of our processes; the arena counts in each that touched it."""
-        processes = [psutil.Process(), *self.loader_processes[-1:], *(s.processes[-1] for s in self.seats)]
-        return max(_rss(process) for process in processes)
+    def memory(self) -> Sample:
+        """Of those who live now."""
+        clients = max(_rss(seat.processes[-1]) for seat in self.seats)
+        return Sample(_rss(psutil.Process()), _rss(self.loader_processes[-1]), clients)
 
     def close(self) -> None:
         """Stop everybody, remove everything."""

@@ -2,7 +2,7 @@
 
 import pytest
 
-from compute.patience import MAX_RESTARTS_IN_VAIN, Patience, RestartBudget, Verdict, timeout_setting
+from compute.patience import HUNG_S, MAX_RESTARTS_IN_VAIN, Patience, RestartBudget, Verdict, timeout_setting
 
 
 def test_the_timeout_is_what_was_given_then_the_environment_then_30(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -28,18 +28,25 @@ def test_a_loader_that_turns_is_waited_for_until_the_timeout() -> None:
 
 
 def test_a_loop_that_stands_still_for_half_the_timeout_is_hung() -> None:
-    patience = Patience(10)
+    patience = Patience(5)
     patience.note_progress(100, turns=0)
     assert patience.judge(102, turns=4) is Verdict.WAIT
-    assert patience.judge(106.9, turns=4) is Verdict.WAIT
-    assert patience.judge(107.1, turns=4) is Verdict.HUNG
+    assert patience.judge(104.4, turns=4) is Verdict.WAIT
+    assert patience.judge(104.6, turns=4) is Verdict.HUNG
+
+
+def test_a_long_timeout_does_not_make_a_hung_loader_wait_longer() -> None:
+    patience = Patience(600)
+    patience.note_progress(100, turns=0)
+    assert patience.judge(100.1 + HUNG_S, turns=0) is Verdict.HUNG
+    assert patience.judge(100.1 + HUNG_S, turns=1) is Verdict.WAIT
 
 
 def test_progress_starts_the_count_again() -> None:
     patience = Patience(10)
     patience.note_progress(100, turns=0)
     patience.note_progress(109, turns=0)
-    assert patience.judge(113, turns=0) is Verdict.WAIT
+    assert patience.judge(109 + HUNG_S - 0.1, turns=0) is Verdict.WAIT
 
 
 def test_restarts_come_slower_and_end() -> None:

@@ -10,6 +10,7 @@ import pytest
 from support.cli import call, run
 
 from launch.stress.config import FaultKind, StressConfig, parse_faults
+from launch.stress.memory import MemoryCurve
 from launch.stress.report import Counted, Leaks, Report
 from launch.stress.routing import Routing
 
@@ -29,6 +30,8 @@ NAMES = [
     "leaked_processes",
     "leaked_files",
     "max_rss_bytes",
+    "longest_recovery_s",
+    "memory",
 ]
 
 Capture = pytest.CaptureFixture[str]
@@ -117,8 +120,8 @@ def test_what_is_guessed_is_mostly_what_comes() -> None:
 
 def test_a_run_without_a_transfer_has_no_latencies() -> None:
     nothing = np.zeros(0, np.uint32)
-    counted = Counted(0, 0, 0, 0, 0, None, None, nothing, nothing)
-    empty = counted.report(seconds=1.0, num_faults=0, leaks=Leaks(0, 0, 0), max_rss_bytes=1)
+    counted = Counted(0, 0, 0, None, 0, 0, None, None, nothing, nothing)
+    empty = counted.report(seconds=1.0, num_faults=0, leaks=Leaks(0, 0, 0), memory=MemoryCurve())
     assert empty.demand_p99_us is None and empty.is_clean
     assert len(empty.lines()) == 3
 
