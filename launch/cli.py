@@ -37,6 +37,8 @@ from launch.options import (
     VramOption,
     sentences,
 )
+from launch.settings import verb as config_verb
+from launch.settings.effect import with_config
 from launch.stress import verb as stress_verb
 
 app = typer.Typer(
@@ -141,11 +143,14 @@ def doctor(
 verbs.add_to(app)
 stress_verb.add_to(app)
 bench_verb.add_to(app)
+config_verb.add_to(app)
 
 
 def main() -> None:
     """The console script."""
     try:
-        app()
+        command = typer.main.get_command(app)
+        with_config(command)
+        command()
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)

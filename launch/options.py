@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from launch.settings.origins import origins
 from protocol.errors import SidestageError
 
 INTERRUPTED = 130
@@ -78,11 +79,19 @@ RamOption = Annotated[
 
 @contextmanager
 def sentences() -> Iterator[None]:
-    """An error that a user can act upon is one sentence and exit code 1, never a traceback."""
+    """An error that a user can act upon is one sentence and exit code 1, never a traceback.
+
+    Settings that were not passed as flags are named first, and again in a complaint about them.
+    """
+    not_passed = origins()
+    if not_passed:
+        settings = ", ".join(f"{name} from {origin}" for name, origin in not_passed.items())
+        typer.echo(f"settings: {settings}", err=True)
     try:
         yield
     except (SidestageError, ValueError) as error:
-        typer.echo(f"sidestage: {error}", err=True)
+        named = [f"{name} comes from {origin}" for name, origin in not_passed.items() if name in str(error)]
+        typer.echo(f"sidestage: {error}" + (f" ({', '.join(named)})" if named else ""), err=True)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None
