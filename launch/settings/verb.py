@@ -102,7 +102,7 @@ def _veiled(name: str, row: Effective) -> Effective:
 def _shown(value: object) -> str:
     if value is None:
         return "-"
-    return json_text.dumps(value) if isinstance(value, bool | list) else str(value)
+    return json_text.dumps(value) if isinstance(value, bool | list | tuple) else str(value)
 
 
 def add_to(app: typer.Typer) -> None:
