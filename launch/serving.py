@@ -19,7 +19,7 @@ from compute.budget import Asked, plan_budget
 from launch.log import log_to_stderr
 from launch.output import check_place, write_json
 from protocol.arena import MAX_FRAMES, ArenaGeometry, available_memory_bytes, create_arena_fd
-from protocol.door import enter
+from protocol.door import enter, refuse_network
 from protocol.errors import LoaderLostError, SidestageError, StoreError
 from protocol.folder import DOOR_NAME, MAX_SOCKET_PATH, create_folder, remove_folder
 from protocol.manifest import MANIFEST_FILE, Manifest
@@ -32,6 +32,8 @@ def serve_store(store: str, *, ram: int | None, endpoint: str | None, json: str 
     """Serve `store` and say where, once clients may come. Raises SidestageError or ValueError."""
     log_to_stderr("%(asctime)s %(message)s")
     check_place("--json", json)
+    if endpoint is not None:
+        refuse_network(endpoint)
     folder = Path(store).expanduser()
     manifest = _manifest(folder)
     num_frames = frames_for(manifest, ram, available_memory_bytes())

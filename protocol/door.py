@@ -195,12 +195,23 @@ class Admission:
     loader_pid: int
 
 
+def refuse_network(endpoint: str | os.PathLike[str]) -> None:
+    """Raises ValueError for an address like tcp://host:port: shared memory cannot be handed over there."""
+    scheme, separator, _ = os.fspath(endpoint).partition("://")
+    if separator:
+        raise ValueError(
+            f"endpoint {os.fspath(endpoint)}: {scheme} is refused, for a loader hands its experts over as shared "
+            "memory, to processes of its own user on its own machine; give the path that `sidestage loader` prints"
+        )
+
+
 def enter(path: str | os.PathLike[str], knock: Knock, timeout_s: float) -> Admission:
     """Knock at the door socket `path` and come in.
 
     Raises RefusedError with the loader's sentence; LoaderLostError when nobody opens within
-    `timeout_s`; ProtocolError when the answer is no answer.
+    `timeout_s`; ProtocolError when the answer is no answer; ValueError for a network address.
     """
+    refuse_network(path)
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
         connection.settimeout(timeout_s)
         try:

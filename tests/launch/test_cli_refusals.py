@@ -84,6 +84,11 @@ def test_arrangements_with_a_gpu_are_refused_without_one(
     _assert_refused(answer, arrangement, "direct or emulated")
 
 
+def test_a_network_endpoint_is_refused(capsys: Capture, store_4bit: Path) -> None:
+    _assert_refused(call(capsys, "run", store_4bit, "--connect", "tcp://127.0.0.1:5555"), "tcp is refused")
+    _assert_refused(call(capsys, "loader", store_4bit, "--endpoint", "tcp://0.0.0.0:5555"), "tcp is refused")
+
+
 def test_a_store_of_other_bits_than_asked_is_refused(capsys: Capture, store_4bit: Path) -> None:
     _assert_refused(call(capsys, "run", store_4bit, "--bits", "2"), "--bits is 2", "with 4")
 

@@ -249,6 +249,12 @@ s.send(bytes.fromhex(sys.argv[2])); sys.stdout.buffer.write(s.recv(4096))
     assert b"serves user 0, not user 65534" in answer
 
 
+@pytest.mark.parametrize("endpoint", ["tcp://127.0.0.1:5555", "tcp://0.0.0.0:*", "ipc:///tmp/bus"])
+def test_a_network_address_is_no_door(endpoint: str) -> None:
+    with pytest.raises(ValueError, match=f"{endpoint.partition(':')[0]} is refused, .* own machine"):
+        enter(endpoint, KNOCK, 1)
+
+
 def test_closing_the_door_removes_its_socket(folder: Path) -> None:
     server = DoorServer(folder)
     assert server.path.exists()
