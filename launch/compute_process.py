@@ -1,13 +1,14 @@
 """The compute process as its supervisor sees it: a child, a pipe for the Job, a pipe for the answer.
 
-Starts importing at once and gets its Job later. Its stdout is nobody's: text has a pipe of its
-own, so that no library can write between the words.
+Starts importing at once and gets its Job later. Its stdout is nobody's: what it says meanwhile
+(text, or a server's events) has an fd of its own, so that no library can write between the words.
 """
 
 import json
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Self
 
@@ -18,13 +19,15 @@ from protocol.errors import SidestageError
 #: Idle OpenMP threads that spin take the core from the loader's readers.
 _PASSIVE_WAITS = {"OMP_WAIT_POLICY": "PASSIVE"}
 _CHUNK_BYTES = 65536
+#: What `sidestage run` runs: one prompt, to its end.
+_ONE_PROMPT = ("launch.generate",)
 
 
 class ComputeProcess:
     """One child that does one job. A context manager: leaving stops it."""
 
-    def __init__(self, text_fd: int) -> None:
-        """Start it; `text_fd` is where it writes the text, and stays the caller's."""
+    def __init__(self, text_fd: int, program: Sequence[str] = _ONE_PROMPT) -> None:
+        """Start `program`, a module and its arguments; it writes to `text_fd`, which stays the caller's."""
         self._answer = bytearray()
         self.has_ended = False
         with ExitStack() as opened:
@@ -33,7 +36,7 @@ class ComputeProcess:
             self._answer_fd, answer_write = os.pipe()
             opened.callback(os.close, self._answer_fd)
             try:
-                self._child = opened.enter_context(_spawn(job_read, answer_write, text_fd))
+                self._child = opened.enter_context(_spawn(program, job_read, answer_write, text_fd))
             finally:
                 os.close(job_read)
                 os.close(answer_write)
@@ -100,8 +103,8 @@ class ComputeProcess:
             os.close(self._job_fd)
 
 
-def _spawn(job_fd: int, answer_fd: int, text_fd: int) -> Child:
-    argv = [sys.executable, "-P", "-m", "launch.generate"]
+def _spawn(program: Sequence[str], job_fd: int, answer_fd: int, text_fd: int) -> Child:
+    argv = [sys.executable, "-P", "-m", *program]
     for name, fd in (("job", job_fd), ("answer", answer_fd), ("text", text_fd)):
         argv += [f"--{name}-fd", str(fd)]
     return Child.spawn(

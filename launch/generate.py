@@ -29,23 +29,37 @@ Result = dict[str, object]
 
 def main() -> int:
     """Do the job; the exit code is 0 unless there is no result."""
-    fds = _fds()
-    Lifeline(fds.lifeline_fd).watch(lambda: os._exit(1))
+    fds = compute_fds("launch.generate").parse_args()
     with os.fdopen(fds.text_fd, "w", encoding="utf-8", errors="replace") as text:
-        answer = _answer(fds, text)
+        status = do_job(fds, lambda job: _perform(job, text, lambda: report_ready(fds.ready_fd, {})))
         _close_quietly(text)
+    return status
+
+
+def compute_fds(program: str) -> argparse.ArgumentParser:
+    """The arguments that every compute process gets from its supervisor."""
+    parser = argparse.ArgumentParser(prog=program)
+    for name in ("job", "answer", "text", "ready", "lifeline"):
+        parser.add_argument(f"--{name}-fd", type=int, required=True)
+    return parser
+
+
+def do_job(fds: argparse.Namespace, perform: Callable[[Job], Result]) -> int:
+    """Read the Job, `perform` it, and answer with its result or a sentence; the exit code."""
+    Lifeline(fds.lifeline_fd).watch(lambda: os._exit(1))
+    answer = _answer(fds.job_fd, perform)
     with os.fdopen(fds.answer_fd, "w") as pipe:
         json.dump(answer, pipe)
     return 0 if "result" in answer else 1
 
 
-def _answer(fds: argparse.Namespace, text: TextIO) -> Result:
+def _answer(job_fd: int, perform: Callable[[Job], Result]) -> Result:
     try:
         import compute.offloaded  # noqa: F401 - seconds of imports, while the loader starts
 
-        with os.fdopen(fds.job_fd) as pipe:
+        with os.fdopen(job_fd) as pipe:
             job = Job.from_json(pipe.read())
-        return {"result": _perform(job, text, lambda: report_ready(fds.ready_fd, {}))}
+        return {"result": perform(job)}
     except (SidestageError, ValueError) as error:
         return {"error": str(error)}
     except KeyboardInterrupt:
@@ -57,11 +71,22 @@ def _answer(fds: argparse.Namespace, text: TextIO) -> Result:
 
 def _perform(job: Job, text: TextIO, on_loaded: Callable[[], None]) -> Result:
     """Load, generate, close, report. Raises what offload and generate raise."""
+    timeline = Timeline("compute") if job.timeline else None
+    with offload_for(job, timeline) as offloaded:
+        on_loaded()
+        result = _generate(job, offloaded, text)
+        result |= offloaded.report()
+    if timeline is not None and job.timeline is not None:
+        timeline.write(Path(job.timeline))
+    return result
+
+
+def offload_for(job: Job, timeline: Timeline | None = None) -> "Offloaded":
+    """The model that `job` names, with its settings. Raises what `offload` raises."""
     from compute import offload
 
     quieten()
-    timeline = Timeline("compute") if job.timeline else None
-    with offload(
+    return offload(
         job.store or None,
         connect=job.endpoint,
         slots=job.slots,
@@ -78,13 +103,7 @@ def _perform(job: Job, text: TextIO, on_loaded: Callable[[], None]) -> Result:
         fast=job.fast,
         timeout=job.timeout,
         timeline=timeline,
-    ) as offloaded:
-        on_loaded()
-        result = _generate(job, offloaded, text)
-        result |= offloaded.report()
-    if timeline is not None and job.timeline is not None:
-        timeline.write(Path(job.timeline))
-    return result
+    )
 
 
 def _generate(job: Job, offloaded: "Offloaded", text: TextIO) -> Result:
@@ -147,13 +166,6 @@ def _close_quietly(text: TextIO) -> None:
         text.close()
     except BrokenPipeError:
         return  # what was not written has no reader
-
-
-def _fds() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="launch.generate")
-    for name in ("job", "answer", "text", "ready", "lifeline"):
-        parser.add_argument(f"--{name}-fd", type=int, required=True)
-    return parser.parse_args()
 
 
 if __name__ == "__main__":
