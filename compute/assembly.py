@@ -24,6 +24,7 @@ from compute.policies.base import CacheShape
 from compute.predictors.base import Predictor, RoutingShape
 from compute.prefetch import PrefetchPlanner
 from compute.recording import Recording
+from compute.reporter import Reporter
 from compute.residency import Residency
 from compute.router_probs import RouterProbs
 from compute.settings import Settings
@@ -84,6 +85,8 @@ def assemble(
     opened.callback(transport.close)
     stage = _open_stage(manifest, layers, settings, transport, recording.timeline)
     opened.callback(stage.close)
+    about = f"{arrangement}, {settings.policy}, lookahead {settings.lookahead}"
+    stage.observers.append(Reporter(stage, client, about, manifest.num_keys))
     for layer in layers:
         experts.bind(layer.experts, stage, layer.index)
         opened.callback(experts.unbind, layer.experts)

@@ -21,7 +21,7 @@ from compute.roll_call import ROLL_CALL_S, Heard, RollCall
 from compute.tickets import TicketBook
 from protocol.arena import H_TURNS, Arena
 from protocol.errors import LoaderLostError, ProtocolError, SidestageError
-from protocol.messages import PROTOCOL_VERSION, Completions, Fetch, Knock, Release, Snapshot
+from protocol.messages import PROTOCOL_VERSION, Completions, Fetch, Knock, Release, Report, Snapshot
 from protocol.timeline import Timeline
 
 #: (key, deadline): an expert and the layer-step that needs it.
@@ -67,6 +67,7 @@ class LoaderClient:
         self._lock = threading.RLock()
         self._failure: SidestageError | None = None
         self._is_orphaned = False
+        self._told_at = -1
         self.is_closed = False
         self._patience = Patience(self.timeout_s)
         self._roll_call = RollCall()
@@ -148,6 +149,16 @@ class LoaderClient:
         with self._lock:
             self._check_usable()
             self._post(Release(self._give_up(tickets)))
+
+    def report(self, report: Report) -> None:
+        """For whoever observes. Nothing is waited for: a loader that is away hears nothing."""
+        with self._lock:
+            self._check_usable()
+            turns = self._turns()
+            if turns == self._told_at or self._is_orphaned or self._connection.is_dead():
+                return
+            self._told_at = turns
+            self._has_sent(report)
 
     # --- hearing -------------------------------------------------------------------------------
 
@@ -242,7 +253,7 @@ class LoaderClient:
             self._recover()
         self._hear()
 
-    def _has_sent(self, command: Fetch | Release | Snapshot) -> bool:
+    def _has_sent(self, command: Fetch | Release | Snapshot | Report) -> bool:
         """False: the loader is dead."""
         try:
             self._connection.send(command)

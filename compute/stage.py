@@ -189,6 +189,26 @@ class Stage:
             "frames": stats.get("frames", 0),
         }
 
+    def tally(self) -> dict[str, int]:
+        """The counters that are here, by name: nobody is asked, nothing is waited for."""
+        counters = self._residency.counters
+        return {
+            "hits": counters.hits,
+            "late": counters.late,
+            "misses": counters.misses,
+            "prefetch_issued": counters.prefetch_issued,
+            "prefetch_used": counters.prefetch_used,
+            "evictions": counters.evictions,
+            "stall_us": self._supply.stall_ns // 1000,
+            "bytes_transferred": self._transport.bytes_transferred,
+            "passes": self._pass_number,
+            "slots": self._residency.num_slots,
+        }
+
+    def resident_keys(self) -> set[int]:
+        """Who is in a slot."""
+        return self._residency.resident_keys()
+
     def close(self) -> None:
         """Let go of the model, and give every expert back. Idempotent."""
         if self._predictor:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from protocol.arena import C_PID, C_QUOTA, C_START_TIME, Arena
 from protocol.errors import RefusedError
+from protocol.messages import Report
 
 
 class NoRoomError(RefusedError):
@@ -23,6 +24,7 @@ class Client:
 
     `tickets`: the ticket in each place that is in use. `by_word`: it reads completion words and
     sleeps on its eventfd; otherwise it is told by messages. `num_heard`: commands since its Hello.
+    `report` is the last one that it made, at `reported_ns`.
     """
 
     number: int
@@ -37,6 +39,13 @@ class Client:
     tickets: dict[int, int] = field(default_factory=dict)
     num_fetched: int = 0
     num_host_hits: int = 0
+    report: Report | None = None
+    reported_ns: int = 0
+
+    @property
+    def is_observer(self) -> bool:
+        """It has no row in the arena, no frames and no tickets: it looks on."""
+        return self.number < 0
 
     def close(self) -> None:
         """Close the client's fds. Idempotent."""
@@ -87,7 +96,7 @@ class ClientTable:
         number = self._number_for(pid, start_time, resume)
         former = self._clients.get(number)
         self._check_quota(quota, former.quota if former else 0)
-        client = Client(number, pid, quota, _open_pidfd(pid))
+        client = Client(number, pid, quota, open_pidfd(pid))
         if former:
             former.close()
         self._clients[number] = client
@@ -116,7 +125,7 @@ class ClientTable:
         if not pid:
             return
         try:
-            pidfd = _open_pidfd(pid)
+            pidfd = open_pidfd(pid)
         except RefusedError:
             pidfd = -1
         if pidfd >= 0 and process_start_time(pid) == start_time:
@@ -167,7 +176,8 @@ def process_start_time(pid: int) -> int | None:
     return int(stat.rpartition(b")")[2].split()[19])
 
 
-def _open_pidfd(pid: int) -> int:
+def open_pidfd(pid: int) -> int:
+    """Raises RefusedError for a process that cannot be watched."""
     try:
         return os.pidfd_open(pid)
     except OSError as error:

@@ -7,6 +7,7 @@ what is to be said to clients is put into the outbox.
 
 import os
 import threading
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from loader.clients import Client, ClientTable
 from loader.frames import FrameTable
 from loader.outbox import Outbox
 from loader.queue import FetchQueue, TicketId
+from loader.waits import Waits
 from protocol.arena import TICKET_MASK, Arena
 from protocol.messages import Fault, Fetch, Request
 
@@ -55,6 +57,7 @@ class Ledger:
         self._outbox = Outbox()
         self._to_wake: set[int] = set()
         self._counters = Counters()
+        self._waits = Waits()
         self._is_closing = False
         self._work = threading.Condition(threading.Lock())
 
@@ -160,6 +163,8 @@ class Ledger:
                 "coalesced": self._counters.coalesced,
                 "cancelled": self._counters.cancelled,
                 "queue_depth": self._queue.num_keys,
+                "waits": self._waits.count,
+                "wait_us": self._waits.total_ns // 1000,
                 "client_quota": client.quota,
                 "client_tickets": len(client.tickets),
                 "client_commands": client.num_heard,
@@ -194,7 +199,9 @@ class Ledger:
         with self._work:
             del self._fills[fill.key]
             self._frames.seal(fill.frame)
+            now_ns = time.monotonic_ns()
             for ticket in fill.tickets:
+                self._waits.end(ticket, now_ns)
                 self._publish(self._clients[ticket.client], ticket)
             self._wake_clients()
             self._work.notify(len(self._queue))
@@ -281,7 +288,9 @@ class Ledger:
             self._publish(client, ticket)
             client.num_host_hits += 1
             self._counters.host_hits += 1
-        elif fill is not None:
+            return
+        self._waits.begin(ticket, time.monotonic_ns())
+        if fill is not None:
             self._frames.lease(ticket, fill.frame)
             fill.tickets.append(ticket)
             self._counters.coalesced += 1
@@ -349,6 +358,7 @@ class Ledger:
 
     def _withdraw(self, ticket: TicketId) -> bool:
         """Take the ticket out of the queue or away from its fill. False: it is in neither."""
+        self._waits.forget(ticket)
         if self._queue.cancel(ticket):
             return True
         for fill in self._fills.values():
@@ -368,6 +378,7 @@ class Ledger:
     def _abandon(self, fill: Fill) -> None:
         del self._fills[fill.key]
         for ticket in fill.tickets:
+            self._waits.forget(ticket)
             self._frames.release(ticket)
         self._frames.abandon(fill.frame)
         self._work.notify_all()

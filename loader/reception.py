@@ -11,7 +11,7 @@ from pathlib import Path
 
 import zmq
 
-from loader.clients import Client, NoRoomError
+from loader.clients import Client, NoRoomError, open_pidfd
 from loader.ledger import Ledger
 from protocol.arena import ArenaGeometry
 from protocol.channel import BusServer, new_identity
@@ -19,6 +19,8 @@ from protocol.door import DoorServer, Visitor
 from protocol.errors import RefusedError
 from protocol.messages import PROTOCOL_VERSION, Event, Knock, Welcome
 
+#: Observers at the same time.
+MAX_OBSERVERS = 8
 #: How long a knock waits for room: the goodbye of one who has just left may still be on its way.
 GRACE_S = 0.25
 _MAX_WAITING = 32
@@ -73,6 +75,10 @@ class Reception:
         for number in self._by_number:
             self.tell(number, event)
 
+    def clients(self) -> list[Client]:
+        """Those with a session, observers aside."""
+        return [client for client in self._by_number.values() if not client.is_observer]
+
     def bury(self, ready: dict[object, int]) -> None:
         """Let go of clients whose pidfd is among the `ready` fds: they are dead."""
         for client in [client for pidfd, client in self._by_pidfd.items() if pidfd in ready]:
@@ -81,6 +87,9 @@ class Reception:
     def let_go(self, client: Client, why: str) -> None:
         """The client has left: its tickets end and its leases come back."""
         self._forget(client.number)
+        if client.is_observer:
+            client.close()
+            return
         self._ledger.remove(client)
         log.info("client %d is out: %s", client.number, why)
 
@@ -102,7 +111,7 @@ class Reception:
     def _answer(self, visitor: Visitor, knock: Knock, until: float) -> None:
         try:
             self._check(knock)
-            client = self._ledger.admit(visitor.peer.pid, knock.quota, knock.resume)
+            client = self._admit(visitor, knock)
         except RefusedError as error:
             may_wait = isinstance(error, NoRoomError) and len(self._waiting) < _MAX_WAITING
             if may_wait and time.monotonic() < until:
@@ -113,6 +122,15 @@ class Reception:
             return
         self._let_in(visitor, client, knock)
 
+    def _admit(self, visitor: Visitor, knock: Knock) -> Client:
+        """A client with a row in the arena, or an observer. Raises RefusedError."""
+        if knock.quota != 0:
+            return self._ledger.admit(visitor.peer.pid, knock.quota, knock.resume)
+        free = [number for number in range(-MAX_OBSERVERS, 0) if number not in self._by_number]
+        if not free:
+            raise NoRoomError(f"{MAX_OBSERVERS} observers look on already: close one")
+        return Client(free[-1], visitor.peer.pid, 0, open_pidfd(visitor.peer.pid))
+
     def _let_in(self, visitor: Visitor, client: Client, knock: Knock) -> None:
         self._forget(client.number)
         client.identity = new_identity()
@@ -122,6 +140,8 @@ class Reception:
         self._by_identity[client.identity] = self._by_number[client.number] = client
         self._watch(client)
         if visitor.welcome(self._welcome(client), self._arena_fd, client.eventfd):
+            if client.is_observer:
+                return
             self._ledger.seat(client)
             log.info("client %d is in: process %d, %d frames", client.number, client.pid, client.quota)
         else:

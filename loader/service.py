@@ -24,6 +24,7 @@ from loader.ledger import Ledger
 from loader.outbox import Outbox
 from loader.reader import Readers, StoreFiles
 from loader.reception import Reception
+from loader.reports import problem_of, shown
 from protocol.arena import H_TURNS, Arena
 from protocol.channel import BusServer
 from protocol.child import Lifeline
@@ -40,6 +41,7 @@ from protocol.messages import (
     Hello,
     Ready,
     Release,
+    Report,
     Shutdown,
     Snapshot,
     Staged,
@@ -261,6 +263,10 @@ class Service:
         if not client.is_greeted and not isinstance(command, Hello | Goodbye):
             self._ledger.complain(client, "order", f"{type(command).__name__} came before Hello")
             return
+        if client.is_observer and not isinstance(command, Hello | Snapshot | Goodbye):
+            text = f"{type(command).__name__} from an observer, who may ask for a Snapshot only"
+            self._ledger.complain(client, "order", text)
+            return
         if self._faults and client.is_greeted and self._faults.take(Word.LOST_COMMANDS):
             return
         client.num_heard += client.is_greeted
@@ -273,7 +279,12 @@ class Service:
                 self._ledger.release(client, command.tickets)
             case Snapshot(question=question):
                 self._say(self._ledger.take_outbox())  # what its earlier commands led to comes first
+                if client.is_observer:
+                    for other in self._reception.clients():
+                        self._bus.send(identity, shown(other, time.monotonic_ns()))
                 self._bus.send(identity, self._stats(client, question))
+            case Report():
+                self._keep_report(client, command)
             case Goodbye():
                 self._reception.let_go(client, "it said goodbye")
             case Shutdown():
@@ -286,7 +297,10 @@ class Service:
             text = f"Hello of client {hello.client} from client {client.number}, who says it once, as itself"
             self._ledger.complain(client, "order", text)
             return
-        self._ledger.greet(client, hello.held)
+        if client.is_observer:
+            client.is_greeted = True
+        else:
+            self._ledger.greet(client, hello.held)
         self._bus.send(client.identity, Ready(self._ledger.epoch))
 
     def _shut_down(self, client: Client) -> None:
@@ -295,6 +309,12 @@ class Service:
             return
         text = f"only process {self._owner_pid}, which started this loader, may stop it"
         self._ledger.complain(client, "order", text)
+
+    def _keep_report(self, client: Client, report: Report) -> None:
+        if problem := problem_of(report, self._manifest.num_keys):
+            self._ledger.complain(client, "report", problem)
+            return
+        client.report, client.reported_ns = report, time.monotonic_ns()
 
     def _stats(self, client: Client, question: int) -> Stats:
         values = {

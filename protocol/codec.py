@@ -22,6 +22,8 @@ from protocol.messages import (
     Ready,
     Refused,
     Release,
+    Report,
+    Reported,
     Request,
     Shutdown,
     Snapshot,
@@ -43,12 +45,14 @@ _TAGS: dict[int, type[Message]] = {
     13: Snapshot,
     14: Goodbye,
     15: Shutdown,
+    16: Report,
     20: Ready,
     21: Staged,
     22: Dropped,
     23: Stats,
     24: Fault,
     25: Stopped,
+    26: Reported,
 }
 _TAG_OF = {kind: tag for tag, kind in _TAGS.items()}
 

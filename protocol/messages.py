@@ -45,7 +45,8 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Knock:
-    """Ask to come in. `quota`: frames this client may hold or await at once.
+    """Ask to come in. `quota`: frames this client may hold or await at once; 0 for an observer, who
+    may ask for Snapshots and for nothing else.
 
     `store`: the store's fingerprint the client was built for, "" for whichever is served.
     `resume`: the client number held before the loader was restarted, -1 for a new client.
@@ -125,6 +126,20 @@ class Snapshot:
 
 
 @dataclass(frozen=True, slots=True)
+class Report:
+    """What the client's cache has done so far, told at most once a second, for whoever observes.
+
+    `about` are words on how it runs; `names` and `values` its counters; `resident` has a bit for
+    each key in a slot, the lowest key in the highest bit of the first byte.
+    """
+
+    about: str
+    names: tuple[str, ...]
+    values: tuple[int, ...]
+    resident: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Goodbye:
     """The client leaves: its tickets are cancelled and its leases come back."""
 
@@ -168,6 +183,23 @@ class Stats:
 
 
 @dataclass(frozen=True, slots=True)
+class Reported:
+    """A client as an observer may see it: its last Report, `age_us` ago (-1: it made none).
+
+    Observers get one for each client that is in, before the Stats that answer their Snapshot.
+    """
+
+    client: int
+    pid: int
+    quota: int
+    age_us: int
+    about: str
+    names: tuple[str, ...]
+    values: tuple[int, ...]
+    resident: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Fault:
     """Something went wrong that concerns this client. `tickets` ended in Dropped with it."""
 
@@ -184,6 +216,6 @@ class Stopped:
 
 
 DoorMessage = Knock | Welcome | Refused
-Command = Hello | Fetch | Release | Snapshot | Goodbye | Shutdown
-Event = Ready | Staged | Dropped | Stats | Fault | Stopped
+Command = Hello | Fetch | Release | Snapshot | Report | Goodbye | Shutdown
+Event = Ready | Staged | Dropped | Stats | Reported | Fault | Stopped
 Message = DoorMessage | Command | Event

@@ -22,6 +22,8 @@ from protocol.messages import (
     Ready,
     Refused,
     Release,
+    Report,
+    Reported,
     Request,
     Shutdown,
     Snapshot,
@@ -47,12 +49,17 @@ GOLDEN: list[tuple[Message, str]] = [
     (Snapshot(5), "920d05"),
     (Goodbye(), "910e"),
     (Shutdown(), "910f"),
+    (Report("lru", ("hits",), (7,), b"\x80"), "9510a36c727591a4686974739107c40180"),
     (Ready(3), "921403"),
     (Staged((64 << 40 | 2 << 20 | 1,)), "921591cf0000400000200001"),
     (Dropped((64,)), "92169140"),
     (Stats(5, ("reads",), (1,)), "94170591a572656164739101"),
     (Fault("store", "x", (64,)), "9418a573746f7265a1789140"),
     (Stopped("x"), "9219a178"),
+    (
+        Reported(2, 300, 4, -1, "lru", ("hits",), (7,), b"\x80"),
+        "991a02cd012c04ffa36c727591a4686974739107c40180",
+    ),
 ]
 KINDS = [type(message) for message, _ in GOLDEN]
 
