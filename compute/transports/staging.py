@@ -5,7 +5,7 @@ then ASKED of the loader, then STAGED in a leased frame until it is released. Sa
 has to say in one message. Knows nothing of bytes or of how they reach the slot; not thread-safe.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from compute.client import LoaderClient, Wanted
@@ -70,6 +70,10 @@ class Staging:
         completion = self._fetches[slot].completion
         assert completion is not None, f"slot {slot} is not staged"
         return completion
+
+    def flow_id(self, slot: int) -> int:
+        """The number of the slot's arrow in the timeline; it must have been ASKED."""
+        return self._client.flow_id(self._fetches[slot].ticket)
 
     # --- the edges of a fetch; what they have to say goes out with the next `flush` ------------
 
@@ -149,6 +153,14 @@ class Staging:
         for slot, ticket in zip(demand + prefetch, tickets, strict=True):
             self._fetches[slot].ticket = ticket
             self._slot_of[ticket] = slot
+
+    def hear(self, wake: Sequence[int]) -> list[Completion]:
+        """Block until a ticket has ended, or one of the fds in `wake` is readable."""
+        return self._client.wait(wake=wake, spin_us=0)
+
+    def stats(self) -> dict[str, int]:
+        """The loader's counters."""
+        return self._client.stats()
 
     def settle(self, completions: Iterable[Completion]) -> Settled:
         """Sort out how tickets ended. A fetch that the loader dropped unasked is QUEUED again."""
