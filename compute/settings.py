@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from compute import predictors
 from compute.cache_folder import Quantization
+from protocol.folder import refuse_network
 from protocol.units import parse_rate, parse_size
 
 Size = int | str
@@ -60,6 +61,8 @@ class Settings:
                 "--vram belongs to the arrangements with a CUDA device (staged, pinned), which this version "
                 "does not have: pass --slots instead"
             )
+        if self.connect is not None:
+            refuse_network(self.connect)
         if self.ram is not None and self.connect is not None:
             raise ValueError(
                 "--ram sizes the arena of a loader that is started; with --connect it has its own"

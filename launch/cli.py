@@ -3,12 +3,14 @@
 0: done; 1: it could not be done, one sentence on stderr says why; 2: wrong usage; 130: Ctrl-C.
 """
 
+import signal
 import sys
 from typing import Annotated
 
 import typer
 
 from launch.bench import verb as bench_verb
+from launch.chat import verb as chat_verb
 from launch.lab import verbs
 from launch.options import (
     INTERRUPTED,
@@ -140,6 +142,7 @@ def doctor(
         raise typer.Exit(examine(json=json, store=store))
 
 
+chat_verb.add_to(app)
 verbs.add_to(app)
 stress_verb.add_to(app)
 bench_verb.add_to(app)
@@ -147,7 +150,8 @@ config_verb.add_to(app)
 
 
 def main() -> None:
-    """The console script."""
+    """The console script. SIGTERM ends a verb as Ctrl-C does: what it has opened is closed."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         command = typer.main.get_command(app)
         with_config(command)

@@ -19,9 +19,9 @@ from compute.budget import Asked, plan_budget
 from launch.log import log_to_stderr
 from launch.output import check_place, write_json
 from protocol.arena import MAX_FRAMES, ArenaGeometry, available_memory_bytes, create_arena_fd
-from protocol.door import enter, refuse_network
+from protocol.door import enter
 from protocol.errors import LoaderLostError, SidestageError, StoreError
-from protocol.folder import DOOR_NAME, MAX_SOCKET_PATH, create_folder, remove_folder
+from protocol.folder import DOOR_NAME, MAX_SOCKET_PATH, create_folder, refuse_network, remove_folder
 from protocol.manifest import MANIFEST_FILE, Manifest
 from protocol.messages import PROTOCOL_VERSION, Knock
 

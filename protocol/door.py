@@ -17,7 +17,7 @@ from typing import NamedTuple, Self
 
 from protocol.codec import decode, encode
 from protocol.errors import LoaderLostError, ProtocolError, RefusedError
-from protocol.folder import DOOR_NAME
+from protocol.folder import DOOR_NAME, refuse_network
 from protocol.messages import PROTOCOL_VERSION, Knock, Refused, Welcome
 
 MAX_KNOCK_BYTES = 4096
@@ -193,16 +193,6 @@ class Admission:
     arena_fd: int
     eventfd: int
     loader_pid: int
-
-
-def refuse_network(endpoint: str | os.PathLike[str]) -> None:
-    """Raises ValueError for an address like tcp://host:port: shared memory cannot be handed over there."""
-    scheme, separator, _ = os.fspath(endpoint).partition("://")
-    if separator:
-        raise ValueError(
-            f"endpoint {os.fspath(endpoint)}: {scheme} is refused, for a loader hands its experts over as shared "
-            "memory, to processes of its own user on its own machine; give the path that `sidestage loader` prints"
-        )
 
 
 def enter(path: str | os.PathLike[str], knock: Knock, timeout_s: float) -> Admission:

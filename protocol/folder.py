@@ -67,6 +67,14 @@ def remove_folder(folder: Path) -> None:
             folder.parent.rmdir()  # the last one out; fails while others are in
 
 
+def living_doors() -> list[Path]:
+    """The doors of this user's loaders that run, the oldest folder first."""
+    bases = {base for base in _bases() if base.is_dir() and base.lstat().st_uid == os.getuid()}
+    folders = {folder for base in bases for folder in base.iterdir() if (folder / DOOR_NAME).is_socket()}
+    living = [folder for folder in folders if not _is_deserted(folder)]
+    return [folder / DOOR_NAME for folder in sorted(living, key=lambda folder: folder.stat().st_mtime)]
+
+
 def remove_stale_folders(base: Path) -> None:
     """Remove folders of dead processes: the maker is gone and nobody answers at the door."""
     for folder in base.iterdir():
@@ -120,3 +128,14 @@ def _is_deserted(folder: Path) -> bool:
         return False
     except OSError:
         return False
+
+
+def refuse_network(endpoint: str | os.PathLike[str]) -> None:
+    """Raises ValueError for an address like tcp://host:port: shared memory cannot be handed over there."""
+    scheme, separator, _ = os.fspath(endpoint).partition("://")
+    if separator:
+        raise ValueError(
+            f"endpoint {os.fspath(endpoint)}: {scheme} is refused, for a loader hands its experts over as "
+            "shared memory, to processes of its own user on its own machine; give the path that "
+            "`sidestage loader` prints"
+        )

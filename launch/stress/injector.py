@@ -26,6 +26,9 @@ MAX_PAUSE_S = 1.6
 LASTING_S = 0.8
 _READ_DELAY_US = 60_000
 _NUM_CORRUPT = 24
+#: Blows to the loader wait for its recovery: one that is hit again and again before it has brought
+#: an expert is given up, as it should be.
+_BLOWS = frozenset({FaultKind.KILL_LOADER, FaultKind.STOP_LOADER, FaultKind.FULL_MEMORY})
 #: A store is damaged in one way at a time: each is undone by what it was like before.
 _DAMAGES = frozenset({FaultKind.CORRUPT_BLOB, FaultKind.TRUNCATED_STORE})
 
@@ -68,7 +71,11 @@ class Injector:
                 del self._repairs[kind]
         if self.num_injected and now >= self._next_at and self._scene.is_lively:
             self._next_at = now + self._pause()
-            self.inject(self._next_kind(), now)
+            kind = self._next_kind()
+            if kind in _BLOWS and self._scene.recovery.is_under_way:
+                self._turn.insert(0, kind)
+            else:
+                self.inject(kind, now)
 
     def inject(self, kind: FaultKind, now: float) -> None:
         """Do it now; what still lasts of its kind is mended first."""

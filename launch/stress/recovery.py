@@ -15,6 +15,11 @@ class RecoveryClock:
     _num_restarts: int = 0
     _transfers_then: int | None = None
 
+    @property
+    def is_under_way(self) -> bool:
+        """The loader was hit, and no expert has come since."""
+        return self._hit_at is not None
+
     def hit(self, now: float, num_restarts: int) -> None:
         """The loader was killed or stopped."""
         if self._hit_at is None:
