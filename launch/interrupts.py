@@ -33,9 +33,13 @@ class Interrupts:
 
     def taken(self) -> int:
         """How many have come since the last call."""
+        return len(self.taken_signals())
+
+    def taken_signals(self) -> list[int]:
+        """Which have come since the last call."""
         with contextlib.suppress(BlockingIOError):
-            return sum(number in SIGNALS for number in os.read(self._read_fd, 64))
-        return 0
+            return [number for number in os.read(self._read_fd, 64) if number in SIGNALS]
+        return []
 
 
 def _ignore(number: int, frame: FrameType | None) -> None:

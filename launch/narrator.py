@@ -5,16 +5,24 @@ Imported in the compute process only.
 """
 
 import time
-from typing import TextIO
+from typing import Protocol
 
 import torch
 from transformers import PreTrainedTokenizerBase, TextStreamer
 
 
+class Listener(Protocol):
+    """Who reads the text: a file, or what is like one. Raises BrokenPipeError when it has gone."""
+
+    def write(self, text: str, /) -> int: ...
+
+    def flush(self) -> None: ...
+
+
 class Narrator(TextStreamer):  # type: ignore[misc]
     """A streamer for one sequence. `text` None: nothing is written, times are still taken."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, text: TextIO | None) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, text: Listener | None) -> None:
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
         self.wants_to_stop = False
         self._text = text

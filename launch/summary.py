@@ -50,7 +50,12 @@ def as_json(result: Result) -> str:
 
 def summary_lines(result: Result) -> list[str]:
     """Two lines: what one wants to know, and what it rests on."""
-    return [", ".join([_speed(result), _experts(result), _stall(result)]), _traffic(result)]
+    return [status_line(result), _traffic(result)]
+
+
+def status_line(result: Result) -> str:
+    """`42 tok, 11.8 tok/s, first after 0.10 s, experts 81% hit 12% late 7% miss, stalled 14%`."""
+    return ", ".join([_speed(result), _experts(result), _stall(result)])
 
 
 def _speed(result: Result) -> str:

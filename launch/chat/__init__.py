@@ -1,0 +1,1 @@
+"""`sidestage chat`: a conversation in the terminal, or lines in and answers out."""
