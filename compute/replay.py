@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from compute.policies import named
-from compute.policies.base import CacheShape, EvictionPolicy
+from compute.policies.base import CacheShape, EvictionPolicy, FloatArray
 from compute.policies.checked import Checked
 from compute.residency import Residency
 from compute.trace import LayerSteps
@@ -90,19 +90,20 @@ def drive(steps: LayerSteps, policy: EvictionPolicy, num_slots: int) -> Outcome:
     begin = time.perf_counter()
     cache = _Cache(policy, num_slots, steps.top_k)
     resident, admit, on_access = cache.resident, cache.admit, policy.on_access
-    on_step: Callable[[int], None] | None = getattr(policy, "on_step", None)
-    probs = None
+    on_step: Callable[[int, Sequence[int], FloatArray | None], None] | None
+    on_step = getattr(policy, "on_step", None)
+    needs_probs, probs = policy.needs_probs, None
     for pass_ in steps.passes():
         policy.begin_pass(pass_.num_tokens, pass_.is_new_sequence)
         for step in pass_.steps:
             layer, keys = step
+            if needs_probs:
+                probs = steps.probs(pass_.number, step)
             if on_step is not None:
-                on_step(layer)
+                on_step(layer, keys, probs)
             missing = [key for key in keys if key not in resident]
             if missing:
                 admit(keys, missing)
-            if policy.needs_probs:
-                probs = steps.probs(pass_.number, step)
             on_access(layer, keys, probs)
     return Outcome(steps.num_lookups, cache.misses, cache.evictions, time.perf_counter() - begin)
 

@@ -56,7 +56,7 @@ class Residency:
     policy: EvictionPolicy
     counters: ResidencyCounters = field(default_factory=ResidencyCounters)
     _may_pass: bool = field(init=False)
-    _on_step: Callable[[int], None] | None = field(init=False)
+    _on_step: Callable[[int, Sequence[int], FloatArray | None], None] | None = field(init=False)
     _free: list[int] = field(init=False)
     #: slot -> key
     _key_in: list[int] = field(init=False)
@@ -149,7 +149,7 @@ class Residency:
         policy. Raises ValueError when the policy names a victim that it must not.
         """
         if self._on_step is not None:
-            self._on_step(layer)
+            self._on_step(layer, keys, probs)
         resident = self._resident
         hits: list[tuple[int, int]] = []
         absent: list[int] = []

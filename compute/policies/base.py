@@ -54,10 +54,10 @@ class EvictionPolicy(Protocol):
 
 
 class StepPolicy(EvictionPolicy, Protocol):
-    """A policy that wants to know in which layer it is asked for victims."""
+    """A policy that wants to know for which layer-step it is asked for victims."""
 
-    def on_step(self, layer: int) -> None:
-        """A layer-step of `layer` begins; it ends with its `on_access`."""
+    def on_step(self, layer: int, keys: Sequence[int], probs: FloatArray | None) -> None:
+        """A layer-step begins that needs `keys`; it ends with its `on_access`, which says the same."""
 
 
 class AdmissionPolicy(EvictionPolicy, Protocol):

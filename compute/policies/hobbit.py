@@ -44,7 +44,7 @@ class Hobbit:
             self._pass = 0
         self._pass += 1
 
-    def on_step(self, layer: int) -> None:
+    def on_step(self, layer: int, keys: Sequence[int], probs: FloatArray | None) -> None:
         self._layer = layer
 
     def on_access(self, layer: int, keys: Sequence[int], probs: FloatArray | None) -> None:

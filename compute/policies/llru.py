@@ -26,7 +26,7 @@ class Llru:
     def begin_pass(self, num_tokens: int, is_new_sequence: bool) -> None:
         self._pass += 1
 
-    def on_step(self, layer: int) -> None:
+    def on_step(self, layer: int, keys: Sequence[int], probs: FloatArray | None) -> None:
         self._layer = layer
 
     def on_access(self, layer: int, keys: Sequence[int], probs: FloatArray | None) -> None:

@@ -92,7 +92,7 @@ def _filled(policy: EvictionPolicy, shape: CacheShape) -> EvictionPolicy:
     for layer in range(shape.num_layers):
         mine = [key for key in keys if key // shape.num_experts == layer]
         if on_step:
-            on_step(layer)
+            on_step(layer, mine, probs)
         for key in mine:
             policy.on_insert(key, False)
         policy.on_access(layer, mine, probs if policy.needs_probs else None)
