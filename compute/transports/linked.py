@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Protocol
 
 from torch import Tensor
@@ -163,6 +164,7 @@ class LinkedTransport:
         self._advance()
 
     def poll(self) -> Arrivals:
+        """What has ended since the last call. Never blocks."""
         self._advance()
         with self._changed:
             self._check()
@@ -172,17 +174,18 @@ class LinkedTransport:
         assert slots, "a wait for nothing never ends"
         since_s = time.monotonic()
         while True:
-            self._advance()
+            self._advance(arms=False)
             with self._changed:
                 self._check()
                 if any(slot not in self._frames for slot in slots):
-                    return self._tell()
+                    break
                 is_ours = self._link.is_asynchronous and self._link.is_busy
                 if not is_ours:
                     self._changed.wait(self._limit_s)
             if is_ours:
                 self._link.rest()
             self._check_motion(since_s)
+        return self.poll()
 
     def blob(self, slot: int) -> Tensor:
         """uint8 [stride], on the pool's device. Launch what reads it before the next `submit`."""
@@ -236,10 +239,13 @@ class LinkedTransport:
         arrivals, self._arrivals = self._arrivals, Arrivals([], [])
         return arrivals
 
-    def _advance(self) -> None:
-        """Land and send from here: a hop to the link's thread costs as much as a small expert."""
+    def _advance(self, *, arms: bool = True) -> None:
+        """Land and send from here: a hop to the link's thread costs as much as a small expert.
+
+        Whoever comes back at once need not have that thread woken.
+        """
         if self._link.is_asynchronous and self._failure is None:
-            self._guarded(self._drive)
+            self._guarded(partial(self._drive, arms=arms))
 
     @property
     def _limit_s(self) -> float:
@@ -270,7 +276,7 @@ class LinkedTransport:
             with self._changed:
                 self._settle(news)
         if not self._is_closing:
-            self._drive()
+            self._drive(arms=True)
 
     def _guarded(self, step: Callable[[], None]) -> None:
         """What befalls either thread is raised in compute; Ctrl-C may have lost a chunk, so it counts."""
@@ -303,7 +309,7 @@ class LinkedTransport:
             self._staged_ns[slot] = time.monotonic_ns()
             self._chunks.add(slot, num_bytes, is_demand=fetch.is_demand, deadline=fetch.deadline)
 
-    def _drive(self) -> None:
+    def _drive(self, *, arms: bool) -> None:
         """Take off the link what has crossed, put on it what fits, and set the alarm for the next."""
         with self._driving:
             while True:
@@ -315,7 +321,8 @@ class LinkedTransport:
                     slot = chunk.job
                     source, flow_id = self._frames.staged(slot), self._frames.flow_id(slot)
                 self._link.send(chunk, source, self._staged_ns[slot], None if chunk.start else flow_id)
-            self._link.arm()
+            if arms:
+                self._link.arm()
 
     def _land(self) -> None:
         while (chunk := self._link.crossed()) is not None:
