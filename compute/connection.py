@@ -32,8 +32,18 @@ class KnownArena:
 class Connection:
     """Open after construction; `greet` before the first command. `eventfd` does not block."""
 
-    def __init__(self, endpoint: str, knock: Knock, timeout_s: float, known: KnownArena | None) -> None:
+    def __init__(
+        self,
+        endpoint: str,
+        knock: Knock,
+        timeout_s: float,
+        known: KnownArena | None,
+        *,
+        maps_writable: bool = False,
+    ) -> None:
         """Come in at `endpoint`. The mapping of `known` is kept when the loader hands out the same arena.
+
+        A mapping that a device shall read by itself must be writable; nobody writes.
 
         Raises RefusedError, ProtocolError, or LoaderLostError when nobody opens in time.
         """
@@ -45,7 +55,7 @@ class Connection:
             opened.callback(os.close, admission.eventfd)
             try:
                 self._check_store(knock.store)
-                self.known = self._map(admission.arena_fd, known)
+                self.known = self._map(admission.arena_fd, known, maps_writable)
             finally:
                 os.close(admission.arena_fd)
             self.pidfd = _open_pidfd(admission.loader_pid)
@@ -127,7 +137,7 @@ class Connection:
                 f"{expected}: start a loader on that store"
             )
 
-    def _map(self, fd: int, known: KnownArena | None) -> KnownArena:
+    def _map(self, fd: int, known: KnownArena | None, is_writable: bool) -> KnownArena:
         found = os.fstat(fd)
         inode = (found.st_dev, found.st_ino)
         if known and known.inode == inode:
@@ -139,7 +149,7 @@ class Connection:
                 f"{geometry.frame_bytes} bytes, not {known.arena.geometry.num_frames} of "
                 f"{known.arena.geometry.frame_bytes}): start it with its former --ram, or start again"
             )
-        arena = Arena(fd, writable=False)
+        arena = Arena(fd, writable=is_writable)
         if arena.geometry != geometry:
             raise ProtocolError("the arena handed over is not the one that the loader described")
         return KnownArena(arena, inode)

@@ -23,9 +23,15 @@ class Entrance:
     """`knock` becomes, once in, one that asks for the same store under the same number."""
 
     def __init__(
-        self, endpoint: str, knock: Knock, timeout_s: float, revive: Callable[[], None] | None
+        self,
+        endpoint: str,
+        knock: Knock,
+        timeout_s: float,
+        revive: Callable[[], None] | None,
+        maps_writable: bool = False,
     ) -> None:
         self.knock = knock
+        self._maps_writable = maps_writable
         self._endpoint = endpoint
         self._timeout_s = timeout_s
         self._revive = revive
@@ -89,7 +95,7 @@ class Entrance:
         From then on it tells nothing more to who we were. Raises SidestageError.
         """
         until = time.monotonic() + self._timeout_s
-        connection = Connection(self._endpoint, self.knock, self._timeout_s, known)
+        connection = self._connect(self.knock, self._timeout_s, known)
         return self._greeted(connection, leases(connection), until)
 
     def _pause(self, problem: str, num_staged: int) -> None:
@@ -120,11 +126,14 @@ class Entrance:
     def _admitted(self, until: float, known: KnownArena | None) -> Connection:
         """Come in under our old number; a loader with a new arena may have given it to somebody else."""
         try:
-            return Connection(self._endpoint, self.knock, _rest(until), known)
+            return self._connect(self.knock, _rest(until), known)
         except RefusedError:
             if self.knock.resume < 0:
                 raise
-            return Connection(self._endpoint, replace(self.knock, resume=-1), _rest(until), known)
+            return self._connect(replace(self.knock, resume=-1), _rest(until), known)
+
+    def _connect(self, knock: Knock, timeout_s: float, known: KnownArena | None) -> Connection:
+        return Connection(self._endpoint, knock, timeout_s, known, maps_writable=self._maps_writable)
 
 
 def _rest(until: float) -> float:
