@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from protocol.blob import BLOB_ALIGNMENT, align_up
+from protocol.cgroup import tightest_memory_group
 from protocol.errors import MemoryBudgetError, ProtocolError
 from protocol.units import format_size
 
@@ -143,17 +144,11 @@ def create_arena_fd(geometry: ArenaGeometry) -> int:
 
 
 def available_memory_bytes() -> int:
-    """Memory that can be taken without swapping: MemAvailable, or the cgroup's rest if lower."""
+    """Memory that can be taken without swapping: MemAvailable, or what a control group leaves if less."""
     with open("/proc/meminfo") as meminfo:
         free = next(int(line.split()[1]) * 1024 for line in meminfo if line.startswith("MemAvailable"))
-    try:
-        with open("/sys/fs/cgroup/memory.max") as limit, open("/sys/fs/cgroup/memory.current") as used:
-            text = limit.read().strip()
-            if text != "max":
-                free = min(free, int(text) - int(used.read()))
-    except FileNotFoundError:
-        return free  # no cgroup v2 here: MemAvailable is all there is to know
-    return max(free, 0)
+    group = tightest_memory_group()
+    return min(free, group.rest_bytes) if group else free
 
 
 class Arena:

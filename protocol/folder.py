@@ -68,11 +68,16 @@ def remove_folder(folder: Path) -> None:
 
 
 def living_doors() -> list[Path]:
-    """The doors of this user's loaders that run, the oldest folder first."""
-    bases = {base for base in _bases() if base.is_dir() and base.lstat().st_uid == os.getuid()}
-    folders = {folder for base in bases for folder in base.iterdir() if (folder / DOOR_NAME).is_socket()}
-    living = [folder for folder in folders if not _is_deserted(folder)]
-    return [folder / DOOR_NAME for folder in sorted(living, key=lambda folder: folder.stat().st_mtime)]
+    """The doors of this user's loaders that run, in the first place that holds any; the oldest first."""
+    for base in _bases():
+        if base.is_dir() and base.lstat().st_uid == os.getuid():
+            folders = [folder for folder in base.iterdir() if (folder / DOOR_NAME).is_socket()]
+            living = [folder for folder in folders if not _is_deserted(folder)]
+            if living:
+                return [
+                    folder / DOOR_NAME for folder in sorted(living, key=lambda each: each.stat().st_mtime)
+                ]
+    return []
 
 
 def remove_stale_folders(base: Path) -> None:
