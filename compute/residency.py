@@ -18,6 +18,7 @@ from compute.counters import ResidencyCounters
 from compute.policies import contract
 from compute.policies.base import AdmissionPolicy, EvictionPolicy, FloatArray
 from compute.probation import Probation
+from compute.slot_table import IntArray, SlotTable
 
 _NOBODY = -1
 
@@ -62,6 +63,8 @@ class Residency:
     _key_in: list[int] = field(init=False)
     #: key -> slot; an expert is in one of the two, or in none
     _resident: dict[int, int] = field(init=False, default_factory=dict)
+    #: the same as `_resident`, for many keys at once
+    _table: SlotTable = field(init=False, default_factory=SlotTable)
     _coming: dict[int, int] = field(init=False, default_factory=dict)
     _guesses: Probation = field(init=False, default_factory=Probation)
     #: slots whose fetch is on its way and cancelled
@@ -166,6 +169,24 @@ class Residency:
         self.policy.on_access(layer, keys, probs)
         return access
 
+    def hit_all(
+        self, layer: int, keys: Sequence[int], chosen: IntArray, probs: FloatArray | None = None
+    ) -> IntArray | None:
+        """`access` for a step whose experts are all resident: their slots, in the order of `chosen`.
+
+        `chosen` are `keys` in any order. None when one is absent: then nothing was looked up.
+        """
+        slots = self._table.find(chosen)
+        if slots is None:
+            return None
+        if self._on_step is not None:
+            self._on_step(layer, keys, probs)
+        self.counters.hits += len(keys)
+        if self._guesses:
+            self.counters.prefetch_used += self._guesses.leave_all(keys)
+        self.policy.on_access(layer, keys, probs)
+        return slots
+
     def cancel_overdue(self, clock: int) -> list[int]:
         """Slots of guesses still on their way although layer-step `clock` has shown them wrong or too late.
 
@@ -207,7 +228,8 @@ class Residency:
         """The bytes of the slot's expert are there."""
         key = self._key_in[index]
         assert key in self._coming, (index, key)
-        self._resident[key] = self._coming.pop(key)
+        slot = self._resident[key] = self._coming.pop(key)
+        self._table.enter(key, slot)
         if self._cancelled:
             self._cancelled.discard(index)
 
@@ -294,6 +316,7 @@ class Residency:
         evicted = []
         for key in keys:
             slot = self._resident.pop(key)
+            self._table.leave(key)
             self._vacate(key, slot)
             evicted.append((key, slot))
         if self._guesses:

@@ -7,6 +7,7 @@ result is bit for bit what transformers' grouped_mm makes of the same outputs. K
 from itertools import accumulate
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -102,7 +103,8 @@ class OneToken:
         self._outputs[key] = output
 
     def places(self, keys: list[int]) -> tuple[list[int], Tensor]:
-        return list(range(len(keys) + 1)), torch.tensor([self._chosen.index(key) for key in keys])
+        choices = np.array([self._chosen.index(key) for key in keys], np.int64)
+        return list(range(len(keys) + 1)), torch.from_numpy(choices)
 
     def weighted(self) -> Tensor:
         return self._weighted.outputs()

@@ -10,7 +10,9 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from compute.hit_path import HitPath
 from compute.kernels.base import ExpertKernel, GroupKernel
+from compute.policies.base import FloatArray
 from compute.predictors.base import Predictor
 from compute.predictors.scored import Score, Scored
 from compute.prefetch import PrefetchPlanner
@@ -18,7 +20,7 @@ from compute.residency import Access, Residency
 from compute.router_probs import RouterProbs
 from compute.rows import Rows, group
 from compute.supply import Supply
-from compute.transports.base import Transport
+from compute.transports.base import AddressedTransport, Transport
 from protocol.errors import LoaderLostError, StoreError
 from protocol.manifest import Manifest
 from protocol.timeline import Timeline
@@ -55,6 +57,9 @@ class Stage:
         self._transport = transport
         self._kernel = kernel
         self._group_kernel = kernel if isinstance(kernel, GroupKernel) else None
+        self._hit_path: HitPath | None = None
+        if isinstance(kernel, GroupKernel) and isinstance(transport, AddressedTransport) and not timeline:
+            self._hit_path = HitPath(kernel, transport)
         self._predictor = Scored(predictor) if predictor else None
         self._prefetch = prefetch
         self._timeline = timeline
@@ -92,19 +97,61 @@ class Stage:
             raise
 
     def _run(self, module: nn.Module, layer: int, hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
-        """Ask for what is missing, look ahead while it flies, compute what is there, then what lands."""
-        started_ns = time.monotonic_ns() if self._timeline else 0
-        num_experts = self._manifest.num_experts
-        rows = group(hidden, index, weights, layer * num_experts, num_experts)
+        """The short way for one token whose experts are all there, the long way for everything else."""
         self._clock = self._pass_number * self._manifest.num_layers + layer
         probs = None
         if self.router_probs and self._residency.policy.needs_probs:
             probs = self.router_probs.mean(layer)
+        self._supply.settle_arrivals(self._clock)
+        if self._hit_path and len(index) == 1:
+            combined = self._run_hits(self._hit_path, module, layer, hidden, index, weights, probs)
+            if combined is not None:
+                return combined
+        return self._run_any(module, layer, hidden, index, weights, probs)
+
+    def _run_hits(
+        self,
+        hit_path: HitPath,
+        module: nn.Module,
+        layer: int,
+        hidden: Tensor,
+        index: Tensor,
+        weights: Tensor,
+        probs: FloatArray | None,
+    ) -> Tensor | None:
+        """[1, H]; None, with nothing done, unless the token's experts are distinct and resident."""
+        num_experts = self._manifest.num_experts
+        chosen = index.numpy()[0] + layer * num_experts
+        keys = sorted(chosen.tolist())
+        is_sound = layer * num_experts <= keys[0] and keys[-1] < (layer + 1) * num_experts
+        if not is_sound or len(set(keys)) < len(keys):
+            return None
+        slots = self._supply.hit(layer, keys, chosen, self._clock, probs)
+        if slots is None:
+            return None
+        self._look_ahead(layer, keys)
+        combined = hit_path.run(module, slots, hidden, weights)
+        self._show(layer, index, weights)
+        return combined
+
+    def _run_any(
+        self,
+        module: nn.Module,
+        layer: int,
+        hidden: Tensor,
+        index: Tensor,
+        weights: Tensor,
+        probs: FloatArray | None,
+    ) -> Tensor:
+        """Ask for what is missing, look ahead while it flies, compute what is there, then what lands."""
+        started_ns = time.monotonic_ns() if self._timeline else 0
+        num_experts = self._manifest.num_experts
+        rows = group(hidden, index, weights, layer * num_experts, num_experts)
         access, delivery = self._supply.request(layer, rows, self._clock, probs)
         self._look_ahead(layer, rows.keys)
         self._compute(module, rows, access.hits, hidden, weights)
-        for key, slot in self._supply.deliver(delivery):
-            self._compute(module, rows, [(key, slot)], hidden, weights)
+        for there in self._supply.deliver(delivery):
+            self._compute(module, rows, there, hidden, weights)
         self._show(layer, index, weights)
         combined = rows.combine()
         if self._timeline:

@@ -13,6 +13,7 @@ from compute.policies.base import FloatArray
 from compute.prefetch import Plan
 from compute.residency import Access, Residency
 from compute.rows import Rows
+from compute.slot_table import IntArray
 from compute.transit import Transit
 from compute.transports.base import Arrivals, Order, Transport
 from protocol.errors import SidestageError
@@ -49,6 +50,14 @@ class Supply:
                 "close it and offload it again"
             )
 
+    def settle_arrivals(self, clock: int) -> None:
+        """A layer-step begins: note who has landed meanwhile."""
+        if self._residency.num_coming or self._transit.is_busy:
+            self._is_torn = True
+            self._settle(self._transport.poll(), clock)
+            self._transit.leave_all()
+            self._is_torn = False
+
     # --- orders -------------------------------------------------------------------------------
 
     def request(
@@ -56,13 +65,23 @@ class Supply:
     ) -> tuple[Access, Delivery]:
         """Look up all experts of a layer-step at once, and ask for those that are not there."""
         self._is_torn = True
-        if self._residency.num_coming or self._transit.is_busy:
-            self._settle(self._transport.poll(), clock)
-            self._transit.leave_all()
         access = self._residency.access(layer, rows.keys, clock, probs)
         delivery = self._ask(rows, access, clock)
         self._is_torn = False
         return access, delivery
+
+    def hit(
+        self, layer: int, keys: list[int], chosen: IntArray, clock: int, probs: FloatArray | None = None
+    ) -> IntArray | None:
+        """`request` for a layer-step that needs nothing: see `Residency.hit_all`."""
+        self._is_torn = True
+        slots = self._residency.hit_all(layer, keys, chosen, probs)
+        if slots is not None:
+            evicted, cancel = self._transit.take_left(), self._residency.cancel_overdue(clock)
+            if evicted or cancel:
+                self._transport.submit(Order(evicted, cancel), clock)
+        self._is_torn = False
+        return slots
 
     def guess(self, plan: Plan, keys: list[int], clock: int) -> None:
         """Ask for what is planned ahead of need, while the experts of this step's `keys` stay."""
@@ -74,21 +93,21 @@ class Supply:
             self._transport.submit(Order(evicted=speculation.evicted, prefetch=guesses), clock)
         self._is_torn = False
 
-    def deliver(self, delivery: Delivery) -> Iterator[tuple[int, int]]:
-        """(key, slot) of each expert as it lands; it stays until the next one is asked for.
+    def deliver(self, delivery: Delivery) -> Iterator[list[tuple[int, int]]]:
+        """The (key, slot) pairs of experts that landed together; they stay until the next are asked for.
 
         A transit slot is given to the next passing expert as soon as its own has been used.
         """
         awaited, transit = delivery.awaited, self._transit
         while awaited or delivery.passing:
-            for slot in self._settle(self._wait(awaited or transit.coming), delivery.clock):
-                key = awaited.pop(slot, None)
-                if transit.owns(slot):
-                    transit.leave(slot)
-                if key is not None:
-                    yield key, slot
-                if transit.owns(slot) and delivery.passing:
-                    self._pass_next(delivery)
+            landed = self._settle(self._wait(awaited or transit.coming), delivery.clock)
+            there = [(awaited.pop(slot), slot) for slot in landed if slot in awaited]
+            for slot in filter(transit.owns, landed):
+                transit.leave(slot)
+            if there:
+                yield there
+            if delivery.passing and transit.has_room:
+                self._pass_on(delivery)
 
     def _ask(self, rows: Rows, access: Access, clock: int) -> Delivery:
         """The step's first order: who left, what is overdue, what is needed now."""
@@ -97,22 +116,27 @@ class Supply:
         passing = rows.largest_first(access.passing)[::-1]
         slot_of = dict(access.admitted)
         demand = [(key, slot_of[key]) for key in rows.largest_first(list(slot_of))]
-        while passing and self._transit.has_room:
-            key = passing.pop()
-            demand.append((key, self._transit.enter(key)))
+        demand += self._enter_transit(passing)
         if evicted or cancel or access.late or demand:
             promote = [slot for _, slot in access.late]
             self._transport.submit(Order(evicted, cancel, promote, demand), clock)
         return Delivery(clock, {slot: key for key, slot in [*access.late, *demand]}, passing)
 
-    def _pass_next(self, delivery: Delivery) -> None:
+    def _pass_on(self, delivery: Delivery) -> None:
+        """Ask for as many of the passing experts as there are free transit slots."""
         self._is_torn = True
-        key = delivery.passing.pop()
-        slot = self._transit.enter(key)
-        delivery.awaited[slot] = key
-        order = Order(evicted=self._transit.take_left(), demand=[(key, slot)])
-        self._transport.submit(order, delivery.clock)
+        demand = self._enter_transit(delivery.passing)
+        delivery.awaited.update((slot, key) for key, slot in demand)
+        self._transport.submit(Order(evicted=self._transit.take_left(), demand=demand), delivery.clock)
         self._is_torn = False
+
+    def _enter_transit(self, passing: list[int]) -> list[tuple[int, int]]:
+        """(key, slot) of those that a transit slot was found for, taken off `passing`."""
+        pairs = []
+        while passing and self._transit.has_room:
+            key = passing.pop()
+            pairs.append((key, self._transit.enter(key)))
+        return pairs
 
     # --- arrivals -----------------------------------------------------------------------------
 

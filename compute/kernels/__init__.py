@@ -33,7 +33,8 @@ def choose(layout: BlobLayout, name: str = "auto") -> tuple[ExpertKernel, str]:
     if name == "auto" and layout.bits == "none":
         return ReferenceKernel(layout), "unquantized experts are multiplied by torch, where they lie"
 
-    from compute.kernels.cpu import CpuKernel, library
+    from compute.kernels.binding import library
+    from compute.kernels.cpu import CpuKernel
 
     missing = library()
     if name == "auto" and isinstance(missing, str):

@@ -6,8 +6,13 @@ A kernel knows a blob layout and the flags of the experts module; never slots, p
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
+
+#: Whole numbers for a kernel: a list, or an array.
+Integers = Sequence[int] | npt.NDArray[np.int64]
 
 
 class ExpertKernel(Protocol):
@@ -34,8 +39,8 @@ class GroupKernel(Protocol):
     def run_group(
         self,
         module: nn.Module,
-        addresses: Sequence[int],
-        first: Sequence[int],
+        addresses: Integers,
+        first: Integers,
         places: torch.Tensor,
         hidden: torch.Tensor,
         weights: torch.Tensor,

@@ -30,7 +30,7 @@
 #define EXPORT __attribute__((visibility("default")))
 #define INLINE static inline __attribute__((always_inline))
 
-#define ABI 1
+#define ABI 2
 #define TILE_ROWS 8
 #define BLOCK 2048               /* columns of a tile: a multiple of every group */
 #define TILE_STRIDE (BLOCK + 32) /* rows of a tile do not compete for the same lines of the cache */
@@ -68,7 +68,8 @@ typedef struct {
     int64_t num_tokens;
     const uint8_t *const *blobs;
     const int64_t *first, *places;
-    const float *weights;
+    const void *weights;
+    int64_t weights_type;
     const void *x;
     void *out;
 } Call;
@@ -998,7 +999,7 @@ INLINE void FN(multiply_block)(const Product *p, const uint8_t *blob, int64_t k,
 
 INLINE void FN(write)(const Call *call, int64_t place, int64_t at, float value) {
     if (call->x_type == BFLOAT16) value = from_bfloat16(to_bfloat16(value));
-    if (call->weights) value *= call->weights[place];
+    if (call->weights) value *= element(call->weights, place, call->weights_type);
     if (call->out_type == BFLOAT16)
         ((uint16_t *)call->out)[at] = to_bfloat16(value);
     else

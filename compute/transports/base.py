@@ -7,9 +7,13 @@ Slots `0 .. num_slots-1` are the cache (residency owns their meaning); slots
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
+import numpy as np
+import numpy.typing as npt
 import torch
+
+IntArray = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,3 +77,11 @@ class Transport(Protocol):
 
     def close(self) -> None:
         """Give everything back. Idempotent."""
+
+
+@runtime_checkable
+class AddressedTransport(Protocol):
+    """A transport whose slots lie in the memory of the CPU."""
+
+    def addresses(self, slots: IntArray) -> IntArray:
+        """Where the blobs of some landed slots lie, each valid until its slot is evicted."""

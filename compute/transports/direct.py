@@ -6,11 +6,13 @@ that asks for the newcomer. No byte is copied: the loader fills frames while com
 
 from collections.abc import Collection
 
+import numpy as np
 from torch import Tensor
 
 from compute.client import LoaderClient
 from compute.ledger import Completion
-from compute.transports.base import Arrivals, Order
+from compute.transports.addresses import FrameAddresses
+from compute.transports.base import Arrivals, IntArray, Order
 from compute.transports.staging import Staging
 from compute.transports.views import FrameViews
 from protocol.errors import ProtocolError, StoreError
@@ -33,6 +35,7 @@ class DirectTransport:
         self._client = client
         self._staging = Staging(client, max_prefetches=client.quota)
         self._views = FrameViews()
+        self._addresses = FrameAddresses(num_slots + num_transit)
         self._landed: list[int] = []
         self._dropped: list[int] = []
         self._fault = ""
@@ -70,6 +73,12 @@ class DirectTransport:
             raise ProtocolError(f"frame {completion.frame} changed under its lease: the loader is broken")
         return self._views.of(completion)
 
+    def addresses(self, slots: IntArray) -> IntArray:
+        found = self._addresses.of(slots)
+        if found is not None:
+            return found
+        return np.array([self.blob(slot).data_ptr() for slot in slots.tolist()], np.int64)
+
     def flow_of(self, slot: int) -> int | None:
         return self._client.flow_id(self._staging.staged(slot).ticket)
 
@@ -85,6 +94,8 @@ class DirectTransport:
 
     def _settle(self, completions: list[Completion]) -> None:
         settled = self._staging.settle(completions)
+        for slot in settled.staged:
+            self._addresses.note(slot, self._staging.staged(slot))
         self._landed += settled.staged
         self._dropped += settled.dropped
         self._fault = self._fault or settled.fault

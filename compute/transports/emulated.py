@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from compute.client import LoaderClient
+from compute.transports.base import IntArray
 from compute.transports.link import chunk_bytes_for
 from compute.transports.linked import LinkedTransport
 from compute.transports.staging import Staging
@@ -36,6 +37,7 @@ class EmulatedTransport(LinkedTransport):
         if client.quota < 2:
             raise ValueError("a quota of 1 frame: emulated needs at least 2, to read one and copy another")
         pool = aligned_pool(num_slots + num_transit, client.arena.geometry.frame_bytes)
+        self._first, self._stride = pool.data_ptr(), pool.shape[1]
         super().__init__(
             client,
             Staging(client, max_prefetches=max(client.quota // 2, 1)),
@@ -46,6 +48,9 @@ class EmulatedTransport(LinkedTransport):
             chunk_bytes=chunk_bytes or chunk_bytes_for(rate),
         )
         self.start()
+
+    def addresses(self, slots: IntArray) -> IntArray:
+        return slots * self._stride + self._first
 
 
 def aligned_pool(num_slots: int, stride: int) -> Tensor:

@@ -16,7 +16,7 @@ from transformers.activations import ACT2FN
 from transformers.integrations.moe import use_experts_implementation
 
 from compute import kernels
-from compute.kernels import build, cpu
+from compute.kernels import binding, build
 from compute.kernels.cpu import GROUPS, ISAS, CpuKernel
 from compute.kernels.measure import gated_experts, gated_layout, measure_kernel
 from compute.kernels.reference import ReferenceKernel
@@ -24,7 +24,7 @@ from loader.anatomy import Anatomy, ExpertParameter
 from loader.quantize import plan_layout, write_blob
 from protocol.blob import BlobLayout
 
-HAS_LIBRARY = not isinstance(cpu.library(), str)
+HAS_LIBRARY = not isinstance(binding.library(), str)
 pytestmark = pytest.mark.skipif(not HAS_LIBRARY, reason="cpu.c is not compiled here")
 
 #: The relative error of an expert's output that a variant may have against float32.
@@ -32,7 +32,7 @@ TOLERANCE = {"int16": 2e-4, "fp32": 3e-6}
 MACHINE_ISAS = [
     isa
     for n, isa in enumerate(ISAS)
-    if HAS_LIBRARY and cpu.library().sidestage_has_isa(n)  # type: ignore[union-attr]
+    if HAS_LIBRARY and binding.library().sidestage_has_isa(n)  # type: ignore[union-attr]
 ]
 
 
@@ -376,7 +376,7 @@ def test_hundreds_of_experts_and_rows_go_in_waves() -> None:
 
 def test_quantized_experts_get_the_cpu_kernel_and_others_torch() -> None:
     kernel, _ = kernels.choose(gated_layout(64, 64, "4", 64))
-    assert kernel.name == f"cpu-int16-{cpu.best_isa()}"
+    assert kernel.name == f"cpu-int16-{binding.best_isa()}"
     kernel, reason = kernels.choose(BlobLayout.pack("none", 0, [("down_proj", "float32", (64, 64))]))
     assert kernel.name == "reference" and "torch" in reason
 
@@ -384,7 +384,7 @@ def test_quantized_experts_get_the_cpu_kernel_and_others_torch() -> None:
 def test_a_kernel_is_chosen_by_name() -> None:
     layout = gated_layout(64, 64, "4", 64)
     assert kernels.choose(layout, "reference")[0].name == "reference"
-    assert kernels.choose(layout, "cpu-fp32")[0].name == f"cpu-fp32-{cpu.best_isa()}"
+    assert kernels.choose(layout, "cpu-fp32")[0].name == f"cpu-fp32-{binding.best_isa()}"
     with pytest.raises(ValueError, match="known are auto"):
         kernels.choose(layout, "gpu")
 
@@ -392,8 +392,8 @@ def test_a_kernel_is_chosen_by_name() -> None:
 def test_without_the_library_torch_serves_and_says_so_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Any
 ) -> None:
-    monkeypatch.setattr(cpu, "LIBRARY", tmp_path / "libcpu.so")
-    cpu.library.cache_clear()
+    monkeypatch.setattr(binding, "LIBRARY", tmp_path / "libcpu.so")
+    binding.library.cache_clear()
     kernels._say_once.cache_clear()
     try:
         for _ in range(2):
@@ -403,7 +403,7 @@ def test_without_the_library_torch_serves_and_says_so_once(
         with pytest.raises(ValueError, match="compiler"):
             kernels.choose(gated_layout(64, 64, "4", 64), "cpu")
     finally:
-        cpu.library.cache_clear()
+        binding.library.cache_clear()
 
 
 def test_what_the_kernel_cannot_run_is_refused_with_a_sentence() -> None:
