@@ -42,6 +42,7 @@ from launch.options import (
 from launch.settings import verb as config_verb
 from launch.settings.effect import with_config
 from launch.stress import verb as stress_verb
+from launch.top import verb as top_verb
 
 app = typer.Typer(
     rich_markup_mode=None,
@@ -146,6 +147,7 @@ chat_verb.add_to(app)
 verbs.add_to(app)
 stress_verb.add_to(app)
 bench_verb.add_to(app)
+top_verb.add_to(app)
 config_verb.add_to(app)
 
 
