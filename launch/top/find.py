@@ -5,7 +5,7 @@ from protocol.folder import living_doors
 
 
 def only_loader() -> str:
-    """The endpoint of this user's one running loader. Raises SidestageError when there is none or a choice."""
+    """The endpoint of this user's one running loader. Raises SidestageError for none or several."""
     doors = [str(door) for door in living_doors()]
     if not doors:
         raise SidestageError(

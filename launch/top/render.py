@@ -103,7 +103,7 @@ def _map(grid: tuple[str, ...], width: int, height: int | None) -> Text:
     text = Text(no_wrap=True, overflow="crop")
     for first in range(0, len(grid), down):
         rows = grid[first : first + down]
-        text.append(f"{first:>{margin - 3}} │ " if first == 0 or down == 1 else f"{first:>{margin - 3}} │ ")
+        text.append(f"{first:>{margin - 3}} │ ")
         for start in range(0, len(grid[0]), across):
             char, style = _LOOKS[max("".join(row[start : start + across] for row in rows), key=_ORDER.index)]
             text.append(char, style)
