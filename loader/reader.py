@@ -16,8 +16,9 @@ import numpy.typing as npt
 import xxhash
 
 from loader.faults import FaultBoard
-from loader.ledger import Fill, Ledger
+from loader.ledger import Ledger
 from loader.queue import TicketId
+from loader.tickets import Fill
 from protocol.arena import Arena
 from protocol.errors import StoreError
 from protocol.manifest import Manifest

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from loader.clients import Client
-from loader.ledger import Fill, Ledger
+from loader.ledger import Ledger
+from loader.tickets import Fill
 from protocol.arena import (
     C_START_TIME,
     DROPPED_FRAME,
@@ -142,7 +143,7 @@ class LedgerUnderFire(RuleBasedStateMachine):
         self.fills.append(fill)
 
     def can_take(self) -> bool:
-        return bool(self.ledger._queue) and self.ledger._frames.has_room
+        return bool(self.ledger._tickets.queue) and self.ledger._frames.has_room
 
     @precondition(lambda self: self.fills)
     @rule(choice=st.randoms())
@@ -216,7 +217,7 @@ class LedgerUnderFire(RuleBasedStateMachine):
 
     @invariant()
     def demand_progresses(self) -> None:
-        assert not self.ledger._queue or self.fills or self.ledger._frames.has_room
+        assert not self.ledger._tickets.queue or self.fills or self.ledger._frames.has_room
 
     @invariant()
     def nobody_complained(self) -> None:
@@ -459,7 +460,7 @@ def run_until_crash(arena: Arena, num_writes: int, held: dict[int, int]) -> bool
             for one in released:
                 del held[one]  # from here on the client does not rely on it
             ledger.fetch(client, Fetch(demand=(Request(ticket, key, 0),), released=released))
-            if ledger._queue:
+            if ledger._tickets.queue:
                 fill = ledger.take()
                 assert fill
                 arena.frames[fill.frame] = key

@@ -23,7 +23,8 @@ from compute.ledger import Completion
 from compute.ledger import Ledger as ClientLedger
 from compute.tickets import TicketBook
 from loader.clients import Client
-from loader.ledger import Fill, Ledger
+from loader.ledger import Ledger
+from loader.tickets import Fill
 from protocol.arena import Arena, ArenaGeometry, create_arena_fd, split_completion
 from protocol.errors import ProtocolError
 from protocol.messages import Completions, Dropped, Event, Fetch, Release, Request, Staged
@@ -220,7 +221,7 @@ class TicketProtocol(RuleBasedStateMachine):
 
     @property
     def may_take(self) -> bool:
-        has_work = bool(self.ledger._queue) and self.ledger._frames.has_room
+        has_work = bool(self.ledger._tickets.queue) and self.ledger._frames.has_room
         return has_work and len(self.fills) < NUM_READERS
 
     @precondition(lambda self: self.may_take)
