@@ -23,7 +23,7 @@ from compute.cache_folder import cache_home
 from compute.kernels.build import LIBRARY
 from launch.output import check_place, write_json
 from launch.plan import SHIPPED_MODEL
-from loader.reader import StoreFiles
+from loader.store_files import StoreFiles
 from protocol.arena import available_memory_bytes
 from protocol.errors import SidestageError
 from protocol.folder import create_folder, remove_folder

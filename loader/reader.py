@@ -1,7 +1,7 @@
-"""Reader threads: take the most urgent expert, read it from the store into its frame, check it.
+"""Reader threads: take the most urgent expert, have it read from the store into its frame.
 
-Owns the shards' files and the counters of reading. Who wants an expert, and what follows from
-its arrival or its loss, is the ledger's business.
+Owns the threads and the counters of reading. Who wants an expert, and what follows from its
+arrival or its loss, is the ledger's business.
 """
 
 import os
@@ -9,80 +9,20 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-
-import numpy as np
-import numpy.typing as npt
-import xxhash
 
 from loader.faults import FaultBoard
 from loader.ledger import Ledger
 from loader.queue import TicketId
+from loader.store_files import ChecksumError, StoreFiles
 from loader.tickets import Fill
 from protocol.arena import Arena
 from protocol.errors import StoreError
-from protocol.manifest import Manifest
 from protocol.messages import ExpertId
 from protocol.timeline import Timeline
-
-Bytes = npt.NDArray[np.uint8]
 
 _ATTEMPTS = 2
 #: How often a read that is slowed down on purpose looks whether it is still wanted.
 _GLANCE_S = 0.002
-
-
-class StoreFiles:
-    """The open shards of one store."""
-
-    def __init__(self, folder: Path, manifest: Manifest, verify: bool) -> None:
-        """Open every shard. `verify`: compare each blob with its checksum. Raises OSError."""
-        self._folder = folder
-        self._manifest = manifest
-        self._verify = verify
-        self._stride = manifest.layout.stride
-        self._fds: list[int] = []
-        self._place_of: list[tuple[int, int]] = []  # by key: (shard, offset)
-        try:
-            for number, shard in enumerate(manifest.shards):
-                self._fds.append(os.open(folder / shard.file, os.O_RDONLY | os.O_CLOEXEC))
-                offsets = range(shard.num_experts)
-                self._place_of += [(number, shard.data_offset + n * self._stride) for n in offsets]
-        except BaseException:
-            self.close()
-            raise
-
-    def read(self, key: int, frame: Bytes) -> None:
-        """Fill `frame` (uint8 [stride]) with expert `key`. Raises StoreError naming file and expert."""
-        shard, offset = self._place_of[key]
-        view = frame.data
-        done = 0
-        try:
-            while done < self._stride:
-                count = os.preadv(self._fds[shard], [view[done:]], offset + done)
-                if not count:
-                    raise StoreError(f"{self._name(key)} is truncated: convert again")
-                done += count
-        except OSError as error:
-            raise StoreError(f"{self._name(key)} cannot be read ({error.strerror})") from error
-        if self._verify and xxhash.xxh3_64_intdigest(view) != self._manifest.checksums[key]:
-            raise ChecksumError(
-                f"{self._name(key)} is damaged: its bytes do not match their checksum, convert again"
-            )
-
-    def close(self) -> None:
-        """Close every shard. Idempotent."""
-        while self._fds:
-            os.close(self._fds.pop())
-
-    def _name(self, key: int) -> str:
-        layer, expert = ExpertId.from_key(key, self._manifest.num_experts)
-        file = self._folder / self._manifest.shards[self._place_of[key][0]].file
-        return f"expert {expert} of layer {layer} in {os.fsencode(file).decode(errors='replace')}"
-
-
-class ChecksumError(StoreError):
-    """The bytes were read, but they are not the expert's."""
 
 
 @dataclass(slots=True)
