@@ -39,6 +39,7 @@ from launch.options import (
     VramOption,
     sentences,
 )
+from launch.server import verb as server_verb
 from launch.settings import verb as config_verb
 from launch.settings.effect import with_config
 from launch.stress import verb as stress_verb
@@ -144,6 +145,7 @@ def doctor(
 
 
 chat_verb.add_to(app)
+server_verb.add_to(app)
 verbs.add_to(app)
 stress_verb.add_to(app)
 bench_verb.add_to(app)

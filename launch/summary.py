@@ -55,7 +55,7 @@ def summary_lines(result: Result) -> list[str]:
 
 def status_line(result: Result) -> str:
     """`42 tok, 11.8 tok/s, first after 0.10 s, experts 81% hit 12% late 7% miss, stalled 14%`."""
-    return ", ".join([_speed(result), _experts(result), _stall(result)])
+    return ", ".join([_speed(result), experts_shares(result), _stall(result)])
 
 
 def _speed(result: Result) -> str:
@@ -66,7 +66,8 @@ def _speed(result: Result) -> str:
     return f"{result['new_tokens']} tok{speed}{first}"
 
 
-def _experts(result: Result) -> str:
+def experts_shares(result: Result) -> str:
+    """`experts 81% hit 12% late 7% miss`."""
     lookups = _number(result, "lookups")
     if not lookups:
         return "no experts asked for"

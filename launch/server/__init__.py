@@ -1,0 +1,1 @@
+"""`sidestage serve`: an OpenAI-compatible server in front of one offloaded model."""
