@@ -102,7 +102,8 @@ class Partner:
                 num_interrupts += len(signals)
                 if hear is None or num_interrupts > 1 or signal.SIGTERM in signals:
                     raise KeyboardInterrupt
-                self._compute.drain()
+            if num_interrupts:
+                self._compute.drain()  # again and again: it may not have begun to answer yet
             for what in self._line.receive() if self._line in ready else ():
                 match what:
                     case {"text": str() as text} if hear:
