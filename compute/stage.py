@@ -233,7 +233,10 @@ class Stage:
             "predictor": self._predictor.name if self._predictor else "none",
             "lookahead": self._predictor.lookahead if self._predictor else 0,
             "slots": self._residency.num_slots,
+            "slots_used": self._residency.num_used,
             "frames": stats.get("frames", 0),
+            "frames_leased": stats.get("frames_leased", 0),
+            "frames_sealed": stats.get("frames_sealed", 0),
         }
 
     def tally(self) -> dict[str, int]:
