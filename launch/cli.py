@@ -11,6 +11,7 @@ import typer
 
 from launch.bench import verb as bench_verb
 from launch.chat import verb as chat_verb
+from launch.doctor import verb as doctor_verb
 from launch.lab import verbs
 from launch.options import (
     INTERRUPTED,
@@ -132,18 +133,6 @@ def loader(
         serve_store(store, ram=size_of("--ram", ram), endpoint=endpoint, json=json)
 
 
-@app.command()
-def doctor(
-    json: JsonOption = None,
-    store: Annotated[str | None, typer.Option(metavar="DIR", help="Check this store too.")] = None,
-) -> None:
-    """Look at what sidestage needs of this machine: each line ok, warn, or how to fix it."""
-    with sentences():
-        from launch.doctor import examine
-
-        raise typer.Exit(examine(json=json, store=store))
-
-
 chat_verb.add_to(app)
 server_verb.add_to(app)
 verbs.add_to(app)
@@ -151,6 +140,7 @@ stress_verb.add_to(app)
 bench_verb.add_to(app)
 top_verb.add_to(app)
 config_verb.add_to(app)
+doctor_verb.add_to(app)
 
 
 def main() -> None:

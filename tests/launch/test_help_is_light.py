@@ -36,7 +36,7 @@ def test_the_loader_service_imports_no_torch() -> None:
 
 
 def test_the_supervisor_imports_no_torch() -> None:
-    probe = "import sys, launch.run, launch.serving, launch.doctor; print('torch' in sys.modules)"
+    probe = "import sys, launch.run, launch.serving, launch.doctor.examination; print('torch' in sys.modules)"
     ended = subprocess.run([sys.executable, "-P", "-c", probe], capture_output=True, text=True, check=True)
     assert ended.stdout == "False\n"
 
