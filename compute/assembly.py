@@ -5,7 +5,6 @@ stage at once. Whatever is opened is noted on an ExitStack, so that it closes in
 """
 
 import logging
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +13,13 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from compute import experts, kernels, policies, predictors, skeleton
-from compute.budget import Asked, Budget, choose_arrangement, plan_budget
+from compute.arrangement import HostMemory, choose_arrangement, choose_device
+from compute.budget import Asked, Budget, plan_budget
 from compute.cache_folder import check_quantization, find_store
-from compute.client import LoaderClient
 from compute.discovery import MoeLayer, discover
-from compute.loader_process import start_loader
+from compute.opening import Way, open_way
 from compute.passes import Passes
+from compute.pin_limit import pin_limit
 from compute.policies.base import CacheShape
 from compute.predictors.base import Predictor, RoutingShape
 from compute.prefetch import PrefetchPlanner
@@ -30,15 +30,13 @@ from compute.router_probs import RouterProbs
 from compute.settings import Settings
 from compute.stage import Stage
 from compute.transports.base import Transport
-from compute.transports.direct import DirectTransport
-from compute.transports.emulated import EmulatedTransport
+from compute.transports.cuda_driver import HERE, Devices
+from compute.transports.driver import Driver
 from compute.vacancy import Vacancy, look_in
 from protocol.arena import available_memory_bytes
 from protocol.errors import StoreError
 from protocol.manifest import Manifest
 from protocol.timeline import Timeline
-
-_DEVICE = "cpu"
 
 _log = logging.getLogger("sidestage")
 
@@ -60,40 +58,60 @@ class Parts:
 
 
 def assemble(
-    model: str | None, settings: Settings, timeout_s: float, recording: Recording, opened: ExitStack
+    model: str | None,
+    settings: Settings,
+    timeout_s: float,
+    recording: Recording,
+    opened: ExitStack,
+    devices: Devices = HERE,
 ) -> Parts:
     """Open everything that an offloaded `model` needs; `opened` closes it and holds no reference to it."""
-    has_cuda = torch.cuda.is_available()
-    arrangement, reason = choose_arrangement(settings.arrangement, settings.device, has_cuda)
-    policy_class = policies.find(settings.policy)
+    device = choose_device(settings.device, settings.arrangement, devices.has_cuda(), settings.vram)
+    policies.find(settings.policy)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     store, manifest, vacancy = _find(model, settings, timeout_s)
-    built, tokenizer = skeleton.build(store, manifest, settings.dtype, _DEVICE)
+    driver = devices.open() if device == "cuda" else None
+    place = str(driver.device) if driver else "cpu"
+    built, tokenizer = skeleton.build(store, manifest, settings.dtype, place)
     layers = _moe_layers(built, store, manifest)
-    asked = Asked(
-        arrangement=arrangement,
-        ram=settings.ram,
-        slots=settings.slots,
-        free_bytes=available_memory_bytes(),
-        free_frames=vacancy.num_frames if vacancy else None,
-        may_pass=hasattr(policy_class, "choose_admitted"),
-    )
+    asked, reason = _asked(manifest, settings, device, driver, vacancy)
     budget = plan_budget(manifest, asked)
-    client = _open_client(store, manifest, settings, budget, timeout_s, recording, opened)
-    transport = _open_transport(arrangement, client, settings, budget, recording.timeline)
-    opened.callback(transport.close)
-    stage = _open_stage(manifest, layers, settings, transport, recording.timeline)
+    way = open_way(store, manifest, settings, asked.arrangement, budget, driver, timeout_s, recording, opened)
+    if way.transport.arrangement != asked.arrangement:
+        reason = way.notices[0]
+    stage = _open_stage(manifest, layers, settings, way.transport, place, recording.timeline)
     opened.callback(stage.close)
-    about = f"{arrangement}, {settings.policy}, lookahead {settings.lookahead}"
-    stage.observers.append(Reporter(stage, client, about, manifest.num_keys))
+    about = f"{way.transport.arrangement}, {settings.policy}, lookahead {settings.lookahead}"
+    stage.observers.append(Reporter(stage, way.client, about, manifest.num_keys))
     for layer in layers:
         experts.bind(layer.experts, stage, layer.index)
         opened.callback(experts.unbind, layer.experts)
     passes = Passes(stage.begin_pass)
     passes.guard(built)
-    notices = _tell(arrangement, reason, budget, stage)
+    notices = _tell(way, reason, budget, stage)
     return Parts(built, tokenizer, store, manifest, layers, stage, passes, budget, reason, notices)
+
+
+def _asked(
+    manifest: Manifest, settings: Settings, device: str, driver: Driver | None, vacancy: Vacancy | None
+) -> tuple[Asked, str]:
+    """What the user said and what there is, the arrangement settled; and why it is that one."""
+    free_bytes = available_memory_bytes()
+    free_frames = vacancy.num_frames if vacancy else None
+    host = HostMemory(settings.ram, free_bytes, free_frames, pin_limit())
+    arrangement, reason = choose_arrangement(settings.arrangement, device, manifest, host)
+    asked = Asked(
+        arrangement=arrangement,
+        ram=settings.ram,
+        slots=settings.slots,
+        free_bytes=free_bytes,
+        free_frames=free_frames,
+        may_pass=hasattr(policies.find(settings.policy), "choose_admitted"),
+        vram=settings.vram,
+        free_vram=driver.memory()[0] if driver else 0,
+    )
+    return asked, reason
 
 
 def _find(model: str | None, settings: Settings, timeout_s: float) -> tuple[Path, Manifest, Vacancy | None]:
@@ -125,60 +143,19 @@ def _moe_layers(model: PreTrainedModel, store: Path, manifest: Manifest) -> list
     return layers
 
 
-def _open_client(
-    store: Path,
-    manifest: Manifest,
-    settings: Settings,
-    budget: Budget,
-    timeout_s: float,
-    recording: Recording,
-    opened: ExitStack,
-) -> LoaderClient:
-    """A client of the loader at `--connect`, or of one that is started here and restarted if it dies."""
-    revive: Callable[[], None] | None = None
-    endpoint = settings.connect
-    if endpoint is None:
-        loader = opened.enter_context(
-            start_loader(
-                store, num_frames=budget.num_frames, timeline=recording.loader_file, timeout_s=timeout_s
-            )
-        )
-        endpoint, revive = loader.endpoint, loader.restart
-    return opened.enter_context(
-        LoaderClient(
-            endpoint,
-            quota=budget.num_frames,
-            store=manifest.fingerprint,
-            timeout_s=timeout_s,
-            revive=revive,
-            timeline=recording.timeline,
-        )
-    )
-
-
-def _open_transport(
-    arrangement: str, client: LoaderClient, settings: Settings, budget: Budget, timeline: Timeline | None
-) -> Transport:
-    slots, transit = budget.num_slots, budget.num_transit
-    if arrangement == "direct":
-        return DirectTransport(client, num_slots=slots, num_transit=transit)
-    return EmulatedTransport(
-        client, num_slots=slots, num_transit=transit, rate=settings.link, timeline=timeline
-    )
-
-
 def _open_stage(
     manifest: Manifest,
     layers: list[MoeLayer],
     settings: Settings,
     transport: Transport,
+    place: str,
     timeline: Timeline | None,
 ) -> Stage:
     top_k, num_experts = manifest.top_k, manifest.num_experts
     shape = CacheShape(manifest.num_layers, num_experts, top_k, transport.num_slots)
     policy = policies.named(settings.policy, shape)
     ahead = settings.lookahead
-    kernel, kernel_reason = kernels.choose(manifest.layout)
+    kernel, kernel_reason = kernels.choose(manifest.layout, device=place)
     _log.info("kernel %s: %s", kernel.name, kernel_reason)
     return Stage(
         manifest=manifest,
@@ -201,10 +178,11 @@ def _open_predictor(manifest: Manifest, layers: list[MoeLayer], settings: Settin
     return predictors.named(settings.predictor, shape, settings.lookahead, moe_layers=layers)
 
 
-def _tell(arrangement: str, reason: str, budget: Budget, stage: Stage) -> tuple[str, ...]:
+def _tell(way: Way, reason: str, budget: Budget, stage: Stage) -> tuple[str, ...]:
     """Log what was chosen and why; return, and log, what the user should know."""
+    arrangement = way.transport.arrangement
     _log.info("arrangement %s: %s; %d slots: %s", arrangement, reason, budget.num_slots, budget.reason)
-    notices = (*budget.notices, *stage.notices)
+    notices = (*budget.notices, *way.notices, *stage.notices)
     for notice in notices:
         _log.warning("%s", notice)
     return notices

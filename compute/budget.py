@@ -1,7 +1,7 @@
 """The memory plan: how many slots, transit slots and frames a run gets, and why.
 
 Pure arithmetic over sizes; it asks no machine and starts nothing, so the supervisor and an
-embedding client plan alike. Knows the arrangements that need no CUDA: direct and emulated.
+embedding client plan alike.
 """
 
 from dataclasses import dataclass
@@ -15,6 +15,9 @@ NUM_TRANSIT = 3
 #: The fewest frames behind a link: one is copied while another is read.
 MIN_LINKED_FRAMES = 2
 
+#: The part of free device memory that slots take when nothing is said: the rest is for the KV cache.
+VRAM_SHARE = (7, 8)
+
 CUDA_ARRANGEMENTS = ("staged", "pinned")
 ARRANGEMENTS = ("direct", "emulated", *CUDA_ARRANGEMENTS)
 
@@ -23,10 +26,10 @@ ARRANGEMENTS = ("direct", "emulated", *CUDA_ARRANGEMENTS)
 class Asked:
     """What the user said, and what there is. Sizes in bytes; None: not said.
 
-    `arrangement` is settled ("direct" or "emulated"). `free_bytes` is the memory that can be
-    taken now. `free_frames` is set when the arena is there already: the frames of a running loader
-    that no other client has reserved. `may_pass`: the policy may serve an expert without keeping
-    it, whatever room there is.
+    `arrangement` is settled. `free_bytes` is the memory that can be taken now. `free_frames` is set
+    when the arena is there already: the frames of a running loader that no other client has
+    reserved. `may_pass`: the policy may serve an expert without keeping it, whatever room there is.
+    `free_vram` is what can be taken of the device, for staged and pinned.
     """
 
     arrangement: str
@@ -35,6 +38,8 @@ class Asked:
     free_bytes: int
     free_frames: int | None = None
     may_pass: bool = False
+    vram: int | None = None
+    free_vram: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,24 +66,6 @@ class _Room:
     advice: str
 
 
-def choose_arrangement(asked: str, device: str, has_cuda: bool) -> tuple[str, str]:
-    """(arrangement, reason) for `asked`, "auto" included. Raises ValueError for one that cannot be had."""
-    if asked not in ("auto", *ARRANGEMENTS):
-        raise ValueError(f"--arrangement is {asked!r}; allowed: auto, {', '.join(ARRANGEMENTS)}")
-    lack = "this version computes on the CPU only" if has_cuda else "there is no CUDA device here"
-    if asked in CUDA_ARRANGEMENTS:
-        raise ValueError(
-            f"--arrangement {asked} moves experts to a CUDA device, and {lack}: use direct or emulated"
-        )
-    if device not in ("auto", "cpu"):
-        raise ValueError(f"--device is {device!r}, and {lack}: use auto or cpu")
-    if asked != "auto":
-        return asked, "asked for"
-    if has_cuda and device == "auto":
-        return "direct", "this version computes on the CPU only: the CUDA device is not used"
-    return "direct", "the device is the CPU: experts are read in place"
-
-
 def plan_budget(manifest: Manifest, asked: Asked) -> Budget:
     """How many slots and frames a run over `manifest`'s store gets.
 
@@ -86,8 +73,23 @@ def plan_budget(manifest: Manifest, asked: Asked) -> Budget:
     there or does not hold the smallest legal configuration.
     """
     _check(manifest, asked)
-    plan = _plan_direct if asked.arrangement == "direct" else _plan_emulated
-    return plan(manifest, asked)
+    match asked.arrangement:
+        case "direct":
+            return _plan_direct(manifest, asked)
+        case "emulated":
+            return _plan_emulated(manifest, asked)
+        case _:
+            return _plan_device(manifest, asked)
+
+
+def plan_frames(manifest: Manifest, asked: Asked) -> int:
+    """How many frames staged or pinned get, whatever the device holds. Raises MemoryBudgetError."""
+    if asked.arrangement == "pinned":
+        return manifest.num_keys
+    room = _room_for_frames(manifest, asked, share=2)
+    if room.num_experts < min(MIN_LINKED_FRAMES, manifest.num_keys):
+        raise MemoryBudgetError(f"{room.words}, at least {MIN_LINKED_FRAMES} are needed: {room.advice}")
+    return min(room.num_experts, manifest.num_keys)
 
 
 def _check(manifest: Manifest, asked: Asked) -> None:
@@ -143,6 +145,42 @@ def _plan_emulated(manifest: Manifest, asked: Asked) -> Budget:
         return Budget(slots, transit, frames, _reason(manifest, slots, pool), ())
     notices = _slots_notices(manifest, asked.slots, slots)
     return Budget(slots, transit, frames, f"--slots {asked.slots}", notices)
+
+
+def _plan_device(manifest: Manifest, asked: Asked) -> Budget:
+    """Slots are device memory; frames are a host cache, or hold every expert."""
+    frames = plan_frames(manifest, asked)
+    room = _room_on_device(manifest, asked)
+    slots, transit = _fit(manifest, asked, room)
+    if asked.slots is not None and slots < min(asked.slots, manifest.num_keys):
+        raise MemoryBudgetError(f"--slots is {asked.slots}, but {room.words}: pass --slots {slots} or fewer")
+    if asked.free_frames is not None and asked.arrangement == "staged":
+        frames = min(frames, max(slots + transit, MIN_LINKED_FRAMES))
+    if asked.slots is None:
+        return Budget(slots, transit, frames, _reason(manifest, slots, room), ())
+    return Budget(
+        slots, transit, frames, f"--slots {asked.slots}", _slots_notices(manifest, asked.slots, slots)
+    )
+
+
+def _room_on_device(manifest: Manifest, asked: Asked) -> _Room:
+    """Where slots go: --vram, all of the device's free memory for --slots, or most of it."""
+    stride = manifest.layout.stride
+    if asked.vram is not None:
+        if asked.vram > asked.free_vram:
+            free = format_size(asked.free_vram)
+            raise MemoryBudgetError(
+                f"--vram is {format_size(asked.vram)}, {free} are free on the device, "
+                f"enough for {asked.free_vram // stride} slots: pass a smaller --vram"
+            )
+        fit = asked.vram // stride
+        return _Room(fit, f"--vram {format_size(asked.vram)} holds {fit} experts", "pass a larger --vram")
+    usable, part = asked.free_vram, ""
+    if asked.slots is None:
+        usable, part = usable * VRAM_SHARE[0] // VRAM_SHARE[1], "seven eighths of "
+    fit = usable // stride
+    words = f"{part}the {format_size(asked.free_vram)} of free device memory holds {fit} experts"
+    return _Room(fit, words, "free some device memory, or use a store of fewer bits")
 
 
 def _fit(manifest: Manifest, asked: Asked, room: _Room) -> tuple[int, int]:

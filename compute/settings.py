@@ -56,10 +56,11 @@ class Settings:
             )
 
     def _check_memory(self) -> None:
-        if self.vram is not None:
+        if self.vram is not None and self.slots is not None:
+            raise ValueError("--slots and --vram both say how many experts are resident: pass one of them")
+        if self.vram is not None and (self.device == "cpu" or self.arrangement in ("direct", "emulated")):
             raise ValueError(
-                "--vram belongs to the arrangements with a CUDA device (staged, pinned), which this version "
-                "does not have: pass --slots instead"
+                "--vram belongs to the arrangements with a CUDA device (staged, pinned): pass --slots instead"
             )
         if self.connect is not None:
             refuse_network(self.connect)

@@ -90,6 +90,7 @@ def offload_for(job: Job, timeline: Timeline | None = None) -> "Offloaded":
         job.store or None,
         connect=job.endpoint,
         slots=job.slots,
+        vram=job.vram,
         arrangement=job.arrangement,
         policy=job.policy,
         predictor=job.predictor,

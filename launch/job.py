@@ -33,6 +33,7 @@ class Job:
     fast: bool
     arrangement: str
     slots: int | None
+    vram: int | None
     policy: str
     predictor: str
     lookahead: int

@@ -8,8 +8,11 @@ import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
-from compute.budget import Asked, Budget, choose_arrangement, plan_budget
+from compute.arrangement import HostMemory, choose_arrangement, choose_device
+from compute.budget import Asked, Budget, plan_budget, plan_frames
 from compute.cache_folder import find_store
+from compute.cuda_presence import has_cuda
+from compute.pin_limit import pin_limit
 from compute.policies import find
 from launch.config import RunConfig
 from launch.job import Job
@@ -46,14 +49,19 @@ def plan_run(config: RunConfig, prompt: str) -> Plan:
     store = find_store(config.model or SHIPPED_MODEL, config.quantization)
     manifest = Manifest.read(store)
     manifest.check_shards(store)
-    arrangement, reason = choose_arrangement(config.arrangement, config.device, has_cuda())
+    device = choose_device(config.device, config.arrangement, has_cuda(), config.vram)
+    free_bytes = available_memory_bytes()
+    host = HostMemory(config.ram, free_bytes, pin_bytes=pin_limit())
+    arrangement, reason = choose_arrangement(config.arrangement, device, manifest, host)
     asked = Asked(
         arrangement=arrangement,
         ram=config.ram,
         slots=config.slots,
-        free_bytes=available_memory_bytes(),
+        free_bytes=free_bytes,
         may_pass=":" in config.policy or hasattr(find(config.policy), "choose_admitted"),
     )
+    if device == "cuda":
+        return _plan_for_device(config, prompt, store, manifest, asked, reason)
     budget = plan_budget(manifest, asked)
     return Plan(
         job=_job(config, prompt, str(store), "", arrangement, budget.num_slots),
@@ -80,9 +88,25 @@ def _plan_attached(config: RunConfig, endpoint: str, prompt: str) -> Plan:
     )
 
 
-def has_cuda() -> bool:
-    """Whether a CUDA driver is there, asked without importing torch."""
-    return Path("/dev/nvidiactl").exists()
+def _plan_for_device(
+    config: RunConfig, prompt: str, store: Path, manifest: Manifest, asked: Asked, reason: str
+) -> Plan:
+    """Frames are planned here; what the device holds, and with it the slots, the compute process sees."""
+    frames = plan_frames(manifest, asked)
+    slots = "slots as the device's free memory allows"
+    if config.slots or config.vram:
+        slots = (
+            f"{config.slots} slots" if config.slots else f"slots in --vram {format_size(config.vram or 0)}"
+        )
+    return Plan(
+        job=_job(config, prompt, str(store), "", config.arrangement, config.slots),
+        store=store,
+        num_frames=frames,
+        headline=f"{_model_words(manifest)}; {frames} frames, {slots}; {asked.arrangement} ({reason})",
+        reason="",
+        slots_reason="",
+        notices=(),
+    )
 
 
 def _job(
@@ -105,6 +129,7 @@ def _job(
         fast=config.fast,
         arrangement=arrangement,
         slots=slots,
+        vram=config.vram,
         policy=config.policy,
         predictor=config.predictor,
         lookahead=config.layers_ahead,
@@ -116,9 +141,11 @@ def _job(
 
 
 def _headline(manifest: Manifest, arrangement: str, budget: Budget, reason: str) -> str:
+    slots = f"{budget.num_slots} in slots ({budget.reason})"
+    return f"{_model_words(manifest)}; {slots}; {arrangement} ({reason})"
+
+
+def _model_words(manifest: Manifest) -> str:
     bits = "unquantized" if manifest.layout.bits == "none" else f"{manifest.layout.bits} bit"
     total = format_size(manifest.expert_bytes_total)
-    return (
-        f"{manifest.model_type}, {manifest.num_keys} experts, {bits}, {total}; {budget.num_slots} in slots "
-        f"({budget.reason}); {arrangement} ({reason})"
-    )
+    return f"{manifest.model_type}, {manifest.num_keys} experts, {bits}, {total}"

@@ -19,8 +19,8 @@ NAMES = ("auto", "reference", "cpu", "cpu-fp32")
 _log = logging.getLogger("sidestage")
 
 
-def choose(layout: BlobLayout, name: str = "auto") -> tuple[ExpertKernel, str]:
-    """The kernel for experts in the memory of the CPU, and why it is that one.
+def choose(layout: BlobLayout, name: str = "auto", device: str = "cpu") -> tuple[ExpertKernel, str]:
+    """The kernel for experts in the memory of `device`, and why it is that one.
 
     Raises ValueError for an unknown name, or for a kernel that cannot run this layout here.
     """
@@ -30,6 +30,8 @@ def choose(layout: BlobLayout, name: str = "auto") -> tuple[ExpertKernel, str]:
         raise ValueError(f'no kernel is called "{name}"; known are {", ".join(NAMES)}')
     if name == "reference":
         return ReferenceKernel(layout), "asked for"
+    if name == "auto" and device != "cpu":
+        return ReferenceKernel(layout), f"torch multiplies experts in the memory of {device}"
     if name == "auto" and layout.bits == "none":
         return ReferenceKernel(layout), "unquantized experts are multiplied by torch, where they lie"
 

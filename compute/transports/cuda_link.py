@@ -11,14 +11,13 @@ from collections import deque
 from collections.abc import Collection
 from typing import NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 from torch import Tensor
 
 from compute.ledger import Completion
 from compute.transports.alarm import Alarm
 from compute.transports.chunks import MAX_IN_FLIGHT, Chunk
 from compute.transports.driver import Driver, Event
+from compute.transports.locked_ring import LockedRing
 from compute.transports.page_lock import PageLock
 from protocol.timeline import Timeline
 
@@ -68,7 +67,7 @@ class CudaLink:
         self._timeline = timeline
         self._flights: deque[_Flight] = deque()
         self._last_uses: dict[int, Event] = {}
-        self._ring: list[npt.NDArray[np.uint8]] = []
+        self._ring: LockedRing | None = None
         self._bytes_per_ns = _FIRST_GUESS / 1e9
         self._crossed_ns = 0
         self._alarm = Alarm()
@@ -145,21 +144,17 @@ class CudaLink:
                         f"until this process ends (raise --timeout or SIDESTAGE_TIMEOUT)"
                     )
                 time.sleep(_SHORTEST_LOOK_NS / 1e9)
+        if self._ring:
+            self._ring.close()
         self._lock.close()
         self._alarm.close()
 
     def _by_ring(self, chunk: Chunk, source: Completion) -> int:
-        """Copy the chunk to page-locked memory; where it is now.
-
-        There are as many cells as chunks may be in flight, and one fewer is: the next cell is free.
-        """
-        if not self._ring:
-            memory = self._driver.locked_memory(MAX_IN_FLIGHT * self._chunk_bytes)
-            self._ring = list(memory.reshape(MAX_IN_FLIGHT, self._chunk_bytes))
-        cell = self._ring[self.num_by_ring % MAX_IN_FLIGHT]
+        """Copy the chunk to page-locked memory; where it is now."""
+        if self._ring is None:
+            self._ring = LockedRing(self._driver, MAX_IN_FLIGHT, self._chunk_bytes)
         self.num_by_ring += 1
-        np.copyto(cell[: chunk.num_bytes], source.blob()[chunk.start : chunk.end])
-        return int(cell.ctypes.data)
+        return self._ring.put(source.blob()[chunk.start : chunk.end])
 
     def _draw(self, timeline: Timeline, chunk: Chunk, lasted_ns: int) -> None:
         """When it crossed, as far as the host can tell: seen now, and after the chunk before it."""

@@ -6,8 +6,6 @@ host; memory that the device may read by itself. `cuda_driver` has the real one.
 
 from typing import Protocol
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from protocol.errors import SidestageError
@@ -52,9 +50,6 @@ class Driver(Protocol):
 
     def page_unlock(self, address: int) -> None:
         """Undo `page_lock`. Raises DriverError."""
-
-    def locked_memory(self, num_bytes: int) -> npt.NDArray[np.uint8]:
-        """uint8 [num_bytes] of page-locked host memory. Raises DriverError."""
 
     def memory(self) -> tuple[int, int]:
         """(free, total) bytes of the device."""

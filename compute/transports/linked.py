@@ -56,8 +56,10 @@ class Link(Protocol):
 
     #: readable when it is time to look whether something has crossed
     fd: int
-    #: `send` only puts a copy in a device's queue: the compute thread may drive this link too
-    is_asynchronous: bool
+
+    @property
+    def is_asynchronous(self) -> bool:
+        """`send` only puts a copy in a device's queue: the compute thread may drive this link too."""
 
     @property
     def is_busy(self) -> bool:

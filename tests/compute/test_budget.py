@@ -3,32 +3,12 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.manifests import STRIDE, manifest_of
 
-from compute.budget import NUM_TRANSIT, Asked, choose_arrangement, plan_budget
-from protocol.blob import BlobLayout
+from compute.budget import NUM_TRANSIT, Asked, plan_budget
 from protocol.errors import MemoryBudgetError
-from protocol.manifest import Manifest, Shard
 
-STRIDE = 4096
 MIB = 2**20
-
-
-def manifest_of(num_layers: int = 4, num_experts: int = 8, top_k: int = 2) -> Manifest:
-    num_keys = num_layers * num_experts
-    return Manifest(
-        model_type="any",
-        architecture="AnyForCausalLM",
-        source="any",
-        dtype="float32",
-        fast=False,
-        quantized_on="",
-        num_experts=num_experts,
-        top_k=top_k,
-        layers=tuple(f"layers.{layer}.experts" for layer in range(num_layers)),
-        layout=BlobLayout.pack("none", 0, [("down_proj", "uint8", (STRIDE,))]),
-        shards=(Shard("experts.safetensors", 0, num_keys, STRIDE),),
-        checksums=(0,) * num_keys,
-    )
 
 
 def asked(arrangement: str = "direct", **settings: object) -> Asked:
@@ -142,32 +122,48 @@ def test_emulated_slots_and_frames_must_fit_together() -> None:
         plan_budget(manifest_of(), asked("emulated", slots=20, ram=20 * STRIDE, free_bytes=30 * STRIDE))
 
 
-def test_auto_is_direct_on_the_cpu_and_says_why() -> None:
-    assert choose_arrangement("auto", "auto", has_cuda=False) == (
-        "direct",
-        "the device is the CPU: experts are read in place",
-    )
+def on_device(arrangement: str = "pinned", **settings: object) -> Asked:
+    return asked(arrangement, **{"free_vram": 16 * STRIDE, **settings})
 
 
-def test_auto_says_when_it_leaves_a_cuda_device_alone() -> None:
-    arrangement, reason = choose_arrangement("auto", "auto", has_cuda=True)
-    assert arrangement == "direct" and "CUDA device is not used" in reason
+def test_pinned_has_a_frame_for_every_expert_and_slots_by_device_memory() -> None:
+    budget = plan_budget(manifest_of(), on_device())
+    assert (budget.num_slots, budget.num_transit, budget.num_frames) == (14 - NUM_TRANSIT, NUM_TRANSIT, 32)
+    assert "seven eighths of" in budget.reason and "device memory" in budget.reason
 
 
-@pytest.mark.parametrize("arrangement", ["staged", "pinned"])
-def test_arrangements_of_cuda_are_refused_without_it(arrangement: str) -> None:
-    with pytest.raises(ValueError, match="there is no CUDA device here: use direct or emulated"):
-        choose_arrangement(arrangement, "auto", has_cuda=False)
+def test_staged_has_as_many_frames_as_ram_holds() -> None:
+    budget = plan_budget(manifest_of(), on_device("staged", ram=9 * STRIDE, slots=6))
+    assert (budget.num_slots, budget.num_transit, budget.num_frames) == (6, NUM_TRANSIT, 9)
 
 
-def test_an_unknown_arrangement_is_answered_with_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="'sideways'; allowed: auto, direct, emulated, staged, pinned"):
-        choose_arrangement("sideways", "auto", has_cuda=False)
+def test_vram_bounds_slots_and_transit_together() -> None:
+    budget = plan_budget(manifest_of(), on_device(vram=10 * STRIDE))
+    assert budget.num_slots + budget.num_transit == 10 and "--vram" in budget.reason
 
 
-def test_the_cuda_device_is_refused() -> None:
-    with pytest.raises(ValueError, match="use auto or cpu"):
-        choose_arrangement("auto", "cuda", has_cuda=False)
+def test_device_memory_for_all_experts_holds_them_all() -> None:
+    assert plan_budget(manifest_of(), on_device(free_vram=64 * STRIDE)).num_slots == 32
+
+
+def test_more_slots_than_the_device_holds_are_refused_with_the_number_that_fits() -> None:
+    with pytest.raises(MemoryBudgetError, match=r"--slots is 20, but .* pass --slots 15 or fewer"):
+        plan_budget(manifest_of(), on_device(slots=20))
+
+
+def test_more_vram_than_is_free_is_refused_with_the_number_that_fits() -> None:
+    with pytest.raises(MemoryBudgetError, match=r"64\.0 KiB are free on the device, enough for 16 slots"):
+        plan_budget(manifest_of(), on_device(vram=20 * STRIDE))
+
+
+def test_vram_below_one_token_is_refused_with_the_least_that_works() -> None:
+    with pytest.raises(MemoryBudgetError, match="at least 3 are needed"):
+        plan_budget(manifest_of(), on_device(vram=2 * STRIDE))
+
+
+def test_staged_needs_two_frames() -> None:
+    with pytest.raises(MemoryBudgetError, match="at least 2 are needed"):
+        plan_budget(manifest_of(), on_device("staged", ram=STRIDE))
 
 
 @given(

@@ -30,7 +30,7 @@ from launch.config import RunConfig
         ({"repetition_penalty": 0.0}, "--repetition-penalty is 0"),
         ({"seed": -1}, "--seed is -1"),
         ({"slots": 8, "vram": 2**20}, "pass one of them"),
-        ({"vram": 2**20}, "--vram belongs to"),
+        ({"vram": 2**20, "device": "cpu"}, "--vram belongs to"),
         ({"vram": 2**20, "arrangement": "direct"}, "--vram belongs to"),
         ({"link": 10**6}, "--link belongs to --arrangement emulated"),
         ({"link": 10**6, "arrangement": "direct"}, "--link belongs to --arrangement emulated"),

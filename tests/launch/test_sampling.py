@@ -24,6 +24,7 @@ JOB = Job(
     fast=False,
     arrangement="direct",
     slots=None,
+    vram=None,
     policy="lru",
     predictor="gate",
     lookahead=1,

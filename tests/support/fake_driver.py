@@ -10,8 +10,6 @@ import threading
 from collections import deque
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from compute.transports.driver import DriverError
@@ -74,7 +72,6 @@ class FakeDriver:
         self._compute_tail_ns = 0
         self._copies: deque[_Copy] = deque()
         self._reads: list[_Read] = []
-        self._ring: list[npt.NDArray[np.uint8]] = []
         self._mutex = threading.RLock()
 
     # --- what tests say -------------------------------------------------------------------------
@@ -145,10 +142,6 @@ class FakeDriver:
             num_bytes = self.locked.pop(address)
             assert not any(address <= copy.source < address + num_bytes for copy in self._copies)
 
-    def locked_memory(self, num_bytes: int) -> npt.NDArray[np.uint8]:
-        self._ring.append(np.zeros(num_bytes, np.uint8))
-        return self._ring[-1]
-
     def memory(self) -> tuple[int, int]:
         return self._memory
 
@@ -158,7 +151,7 @@ class FakeDriver:
         ctypes.memmove(copy.target, copy.source, copy.num_bytes)
 
     def _check_source(self, source: int, num_bytes: int) -> None:
-        ranges = [*self.locked.items(), *((ring.ctypes.data, ring.nbytes) for ring in self._ring)]
+        ranges = self.locked.items()
         if not any(first <= source and source + num_bytes <= first + size for first, size in ranges):
             self.num_unlocked_sources += 1
             raise AssertionError("a copy out of memory that is not page-locked, or of two registrations")
