@@ -38,7 +38,8 @@ def serve_store(store: str, *, ram: int | None, endpoint: str | None, json: str 
     manifest = _manifest(folder)
     num_frames = frames_for(manifest, ram, available_memory_bytes())
     geometry = ArenaGeometry.for_frames(num_frames, manifest.layout.stride)
-    from loader.service import ServeOptions, serve
+    from loader.options import ServeOptions
+    from loader.service import serve
 
     with ExitStack() as opened:
         arena_fd = create_arena_fd(geometry)

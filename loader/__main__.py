@@ -51,7 +51,8 @@ def _rate(text: str) -> int:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
-    from loader.service import ServeOptions, serve
+    from loader.options import ServeOptions
+    from loader.service import serve
     from protocol.child import report_error, report_ready
     from protocol.errors import SidestageError
 

@@ -1,8 +1,8 @@
-"""The service: one loop that matches commands, acts on them and says what happened.
+"""The service: opens a loader's parts in order, turns its one loop, and closes them again.
 
 Advances the arena's turn counter, so that a loop that hangs can be told from one that waits.
-Tickets live in the ledger, bytes move in the reader threads, clients come in at the reception.
-Whatever a client sends, the others go on.
+Tickets live in the ledger, bytes move in the reader threads, clients come in at the reception and
+are served at the desk.
 """
 
 import contextlib
@@ -12,19 +12,18 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Self, assert_never
+from dataclasses import asdict
+from typing import Self
 
 import zmq
 
-from loader.clients import Client
-from loader.faults import FaultBoard, Word
+from loader.desk import Desk
+from loader.faults import FaultBoard
 from loader.ledger import Ledger
-from loader.outbox import Outbox
-from loader.reader import Readers, StoreFiles
+from loader.options import ServeOptions
+from loader.reader import Readers
 from loader.reception import Reception
-from loader.reports import problem_of, shown
+from loader.store_files import StoreFiles
 from protocol.arena import H_TURNS, Arena
 from protocol.channel import BusServer
 from protocol.child import Lifeline
@@ -32,22 +31,7 @@ from protocol.door import DoorServer
 from protocol.errors import StoreError
 from protocol.folder import BUS_NAME, prepare_folder, remove_folder
 from protocol.manifest import Manifest
-from protocol.messages import (
-    Command,
-    Dropped,
-    Fault,
-    Fetch,
-    Goodbye,
-    Hello,
-    Ready,
-    Release,
-    Report,
-    Shutdown,
-    Snapshot,
-    Staged,
-    Stats,
-    Stopped,
-)
+from protocol.messages import Stopped
 from protocol.timeline import Timeline
 from protocol.units import format_size
 
@@ -58,35 +42,8 @@ DRAIN_S = 5.0
 
 _LINGER_S = 0.5
 _TURN_MASK = (1 << 63) - 1
-_MAX_LOGGED_FAULTS = 100
 
 log = logging.getLogger("sidestage.loader")
-
-
-@dataclass(frozen=True, slots=True)
-class ServeOptions:
-    """What a loader needs to know.
-
-    `arena_fd` stays the caller's; `folder` is made when missing and removed at the end; `rate`
-    (bytes per second) states a slow disk; `verify` False skips checksums; `lifeline_fd` is the
-    pipe whose end means that the parent has died; `faults` is a stress run's board.
-    """
-
-    store: Path
-    arena_fd: int
-    folder: Path
-    threads: int = 2
-    rate: int | None = None
-    verify: bool = True
-    timeline: Path | None = None
-    lifeline_fd: int | None = None
-    faults: Path | None = None
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.threads <= 64:
-            raise ValueError(f"{self.threads} reader threads; 1 to 64 are allowed")
-        if self.rate is not None and self.rate <= 0:
-            raise ValueError(f"a rate of {self.rate} bytes per second; it must be above zero")
 
 
 def serve(options: ServeOptions, *, on_ready: Callable[[dict[str, object]], None]) -> None:
@@ -105,10 +62,8 @@ class Service:
 
     def __init__(self, options: ServeOptions) -> None:
         self._options = options
-        self._owner_pid = os.getppid()
         self._stop_reason = ""
         self._is_in_a_hurry = False
-        self._num_logged_faults = 0
         self._timeline = Timeline("loader") if options.timeline else None
         self._faults: FaultBoard | None = None
         self._opened = contextlib.ExitStack()
@@ -215,6 +170,15 @@ class Service:
             faults=self._faults,
         )
         self._opened.callback(self._end_readers)
+        self._desk = Desk(
+            self._ledger,
+            self._reception,
+            self._bus,
+            num_keys=self._manifest.num_keys,
+            stop=self.stop,
+            counters=self._counters,
+            faults=self._faults,
+        )
 
     def _drain(self) -> None:
         """Close the door, let fills under way finish, say goodbye to everyone."""
@@ -223,7 +187,7 @@ class Service:
         until = time.monotonic() + DRAIN_S
         while not (self._readers.join(TURN_MS / 1000) or self._is_in_a_hurry or time.monotonic() > until):
             self._count_turn()
-        self._say(self._ledger.take_outbox())
+        self._desk.say(self._ledger.take_outbox())
         self._reception.tell_everyone(Stopped(self._stop_reason))
         if self._timeline and self._options.timeline:
             self._timeline.write(self._options.timeline)
@@ -244,107 +208,27 @@ class Service:
         self._reception.bury(ready)
         if self._bus.socket in ready:
             for identity, command in self._bus.receive():
-                self._obey(identity, command)
+                self._desk.obey(identity, command)
         self._reception.answer_knocks(has_visitors=self._door.fileno() in ready)
-        self._say(self._ledger.take_outbox())
+        self._desk.say(self._ledger.take_outbox())
         self._bus.send_backlogs()
         if not ready.keys().isdisjoint(self._lifeline_fds):
             self.stop("the process that started this loader has died")
         if self._readers.error:
             raise self._readers.error
 
-    def _count_turn(self) -> None:
-        self._arena.header[H_TURNS] = (int(self._arena.header[H_TURNS]) + 1) & _TURN_MASK
-
-    def _obey(self, identity: bytes, command: Command) -> None:
-        client = self._reception.client_of(identity)
-        if client is None:
-            return  # it left earlier in this turn
-        if not client.is_greeted and not isinstance(command, Hello | Goodbye):
-            self._ledger.complain(client, "order", f"{type(command).__name__} came before Hello")
-            return
-        if client.is_observer and not isinstance(command, Hello | Snapshot | Goodbye):
-            text = f"{type(command).__name__} from an observer, who may ask for a Snapshot only"
-            self._ledger.complain(client, "order", text)
-            return
-        if self._faults and client.is_greeted and self._faults.take(Word.LOST_COMMANDS):
-            return
-        client.num_heard += client.is_greeted
-        match command:
-            case Hello():
-                self._greet(client, command)
-            case Fetch():
-                self._ledger.fetch(client, command)
-            case Release():
-                self._ledger.release(client, command.tickets)
-            case Snapshot(question=question):
-                self._say(self._ledger.take_outbox())  # what its earlier commands led to comes first
-                if client.is_observer:
-                    for other in self._reception.clients():
-                        self._bus.send(identity, shown(other, time.monotonic_ns()))
-                self._bus.send(identity, self._stats(client, question))
-            case Report():
-                self._keep_report(client, command)
-            case Goodbye():
-                self._reception.let_go(client, "it said goodbye")
-            case Shutdown():
-                self._shut_down(client)
-            case _:
-                assert_never(command)
-
-    def _greet(self, client: Client, hello: Hello) -> None:
-        if client.is_greeted or hello.client != client.number:
-            text = f"Hello of client {hello.client} from client {client.number}, who says it once, as itself"
-            self._ledger.complain(client, "order", text)
-            return
-        if client.is_observer:
-            client.is_greeted = True
-        else:
-            self._ledger.greet(client, hello.held)
-        self._bus.send(client.identity, Ready(self._ledger.epoch))
-
-    def _shut_down(self, client: Client) -> None:
-        if client.pid == self._owner_pid:
-            self.stop("its owner asked for it")
-            return
-        text = f"only process {self._owner_pid}, which started this loader, may stop it"
-        self._ledger.complain(client, "order", text)
-
-    def _keep_report(self, client: Client, report: Report) -> None:
-        if problem := problem_of(report, self._manifest.num_keys):
-            self._ledger.complain(client, "report", problem)
-            return
-        client.report, client.reported_ns = report, time.monotonic_ns()
-
-    def _stats(self, client: Client, question: int) -> Stats:
-        values = {
+    def _counters(self) -> dict[str, int]:
+        return {
             "frames": self._arena.geometry.num_frames,
-            **self._ledger.stats(client),
             **asdict(self._readers.snapshot()),
             "bus_ignored": self._bus.num_ignored,
             "bus_garbled": self._bus.num_garbled,
             "bus_lost": self._bus.num_lost,
             "door_refused": self._door.num_refused,
         }
-        return Stats(question, tuple(values), tuple(values.values()))
 
-    def _say(self, outbox: Outbox) -> None:
-        """Faults first: whoever finds its ticket dropped can then learn why."""
-        for number, fault in outbox.faults:
-            self._log_fault(number, fault)
-            self._reception.tell(number, fault)
-        for number, words in outbox.staged.items():
-            self._reception.tell(number, Staged(tuple(words)))
-        for number, tickets in outbox.dropped.items():
-            self._reception.tell(number, Dropped(tuple(tickets)))
-        if outbox.doomed:
-            self._ledger.drop_doomed(outbox.doomed)
-            self._say(self._ledger.take_outbox())
-
-    def _log_fault(self, number: int, fault: Fault) -> None:
-        self._num_logged_faults += 1
-        if self._num_logged_faults <= _MAX_LOGGED_FAULTS:
-            log.warning("fault (%s) for client %d: %s", fault.kind, number, fault.text)
+    def _count_turn(self) -> None:
+        self._arena.header[H_TURNS] = (int(self._arena.header[H_TURNS]) + 1) & _TURN_MASK
 
 
 def _check_stride(arena: Arena, manifest: Manifest) -> None:
