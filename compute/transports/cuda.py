@@ -45,8 +45,10 @@ def open_cuda_transport(
     pool = open_pool(driver, budget.num_slots, budget.num_transit, client.arena.geometry.frame_bytes)
     frame_of = _fill(client, num_keys) if arrangement == "pinned" else {}
     with ExitStack() as opened:
-        lock = lock_frames(driver, client.arena, pin_bytes)
+        lock, ring = lock_frames(driver, client.arena, pin_bytes, chunk_bytes)
         opened.callback(lock.close)
+        if ring:
+            opened.callback(ring.close)
         notices = _notices(arrangement, lock, client)
         if frame_of and not lock.is_whole:
             client.release([completion.ticket for completion in frame_of.values()])
@@ -54,7 +56,7 @@ def open_cuda_transport(
         transport = LinkedTransport(
             client,
             _frames(client, frame_of, timeline),
-            CudaLink(driver, lock, pool, chunk_bytes=chunk_bytes, timeline=timeline),
+            CudaLink(driver, lock, pool, ring=ring, chunk_bytes=chunk_bytes, timeline=timeline),
             pool,
             arrangement=arrangement,
             num_transit=budget.num_transit,

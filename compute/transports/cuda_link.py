@@ -42,9 +42,10 @@ class _Flight(NamedTuple):
 
 
 class CudaLink:
-    """Into `pool`, uint8 [num_slots, stride] on `driver`'s device, out of the frames of `lock` or by a ring.
+    """Into `pool`, uint8 [num_slots, stride] on `driver`'s device, out of the frames of `lock` or by `ring`.
 
-    Not thread-safe, but `vacate` and the properties may be called beside the rest. Closing unlocks.
+    A ring is made when there is none and an arena comes that is not locked. Not thread-safe, but
+    `vacate` and the properties may be called beside the rest. Closing unlocks both.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class CudaLink:
         lock: PageLock,
         pool: Tensor,
         *,
+        ring: LockedRing | None = None,
         chunk_bytes: int = CHUNK_BYTES,
         timeline: Timeline | None = None,
     ) -> None:
@@ -67,7 +69,7 @@ class CudaLink:
         self._timeline = timeline
         self._flights: deque[_Flight] = deque()
         self._last_uses: dict[int, Event] = {}
-        self._ring: LockedRing | None = None
+        self._ring = ring
         self._bytes_per_ns = _FIRST_GUESS / 1e9
         self._crossed_ns = 0
         self._alarm = Alarm()

@@ -8,8 +8,11 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 
 from compute.ledger import Completion
+from compute.transports.chunks import MAX_IN_FLIGHT
 from compute.transports.driver import Driver, DriverError
+from compute.transports.locked_ring import LockedRing
 from protocol.arena import Arena
+from protocol.units import format_size
 
 #: One registration at most, unless a single frame is larger.
 MOST_RANGE_BYTES = 2**30
@@ -55,18 +58,30 @@ class PageLock:
         self._locked.close()
 
 
-def lock_frames(driver: Driver, arena: Arena, most_bytes: int | None) -> PageLock:
-    """All frames if the driver lets us and `most_bytes` allows it; else as many as it does, by halves."""
-    stride = arena.geometry.frame_bytes
-    count, reason = arena.geometry.num_frames, ""
-    if most_bytes is not None and count * stride > most_bytes:
-        count, reason = most_bytes // stride, "the system's limit for page-locked memory is lower"
-    while count and count * stride >= min(LEAST_BYTES, arena.geometry.num_frames * stride):
+def lock_frames(
+    driver: Driver, arena: Arena, most_bytes: int | None, chunk_bytes: int
+) -> tuple[PageLock, LockedRing | None]:
+    """All frames, if the driver lets us and `most_bytes` allows it; else a ring, and as many as then go.
+
+    The ring comes first, for without it nothing moves; frames are tried by halves. Raises
+    DriverError when not even the ring can be had.
+    """
+    stride, num_frames = arena.geometry.frame_bytes, arena.geometry.num_frames
+    count, reason = num_frames, ""
+    if most_bytes is None or num_frames * stride <= most_bytes:
         try:
-            return PageLock(driver, arena, count, reason)
+            return PageLock(driver, arena, num_frames), None
+        except DriverError as error:
+            count, reason = num_frames // 2, str(error)
+    else:
+        count, reason = most_bytes // stride, f"the system's limit is {format_size(most_bytes)}"
+    ring = LockedRing(driver, MAX_IN_FLIGHT, chunk_bytes)
+    while count * stride >= LEAST_BYTES:
+        try:
+            return PageLock(driver, arena, count, reason), ring
         except DriverError as error:
             count, reason = count // 2, str(error)
-    return PageLock(driver, arena, 0, reason)
+    return PageLock(driver, arena, 0, reason), ring
 
 
 def ranges_of(num_frames: int, frame_bytes: int) -> Iterator[tuple[int, int]]:
