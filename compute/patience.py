@@ -12,7 +12,7 @@ DEFAULT_TIMEOUT_S = 30.0
 TIMEOUT_HINT = f"(raise --timeout or {TIMEOUT_VARIABLE})"
 
 #: A loader whose loop stands still for this long hangs: it turns at least every 50 ms.
-HUNG_S = 3.0
+HUNG_S = 2.0
 
 #: Restarts in a row, none of which staged an expert, before an owner gives up.
 MAX_RESTARTS_IN_VAIN = 5

@@ -28,11 +28,11 @@ def test_a_loader_that_turns_is_waited_for_until_the_timeout() -> None:
 
 
 def test_a_loop_that_stands_still_for_half_the_timeout_is_hung() -> None:
-    patience = Patience(5)
+    patience = Patience(3)
     patience.note_progress(100, turns=0)
-    assert patience.judge(102, turns=4) is Verdict.WAIT
-    assert patience.judge(104.4, turns=4) is Verdict.WAIT
-    assert patience.judge(104.6, turns=4) is Verdict.HUNG
+    assert patience.judge(101, turns=4) is Verdict.WAIT
+    assert patience.judge(102.4, turns=4) is Verdict.WAIT
+    assert patience.judge(102.6, turns=4) is Verdict.HUNG
 
 
 def test_a_long_timeout_does_not_make_a_hung_loader_wait_longer() -> None:
