@@ -87,7 +87,7 @@ def assemble(
     for layer in layers:
         experts.bind(layer.experts, stage, layer.index)
         opened.callback(experts.unbind, layer.experts)
-    passes = Passes(stage.begin_pass)
+    passes = Passes(stage.begin_pass, stage.undivided)
     passes.guard(built)
     notices = _tell(way, reason, budget, stage)
     return Parts(built, tokenizer, store, manifest, layers, stage, passes, budget, reason, notices)

@@ -14,15 +14,21 @@ from typing import ParamSpec, TypeVar
 import torch
 from transformers import Cache, PreTrainedModel
 
+from compute.undivided import Undivided
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
 class Passes:
-    """The turnstile of one offloaded model. `begin_pass` is told (num_tokens, is_new_sequence)."""
+    """The turnstile of one offloaded model. `begin_pass` is told (num_tokens, is_new_sequence).
 
-    def __init__(self, begin_pass: Callable[[int, bool], None]) -> None:
+    Ctrl-C does not fall into what is `undivided` within a pass.
+    """
+
+    def __init__(self, begin_pass: Callable[[int, bool], None], undivided: Undivided | None = None) -> None:
         self._begin_pass = begin_pass
+        self._undivided = undivided or Undivided()
         self._owner = os.getpid()
         self._lock = threading.RLock()
         self._is_closed = False
@@ -56,9 +62,11 @@ class Passes:
         @functools.wraps(method)
         def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
             with self.turn():
-                if announces:
+                if not announces:
+                    return method(*args, **kwargs)
+                with self._undivided.guarded():
                     self._begin_pass(*describe_pass(args, kwargs))
-                return method(*args, **kwargs)
+                    return method(*args, **kwargs)
 
         return guarded
 

@@ -21,6 +21,7 @@ from compute.router_probs import RouterProbs
 from compute.rows import Rows, group
 from compute.supply import Supply
 from compute.transports.base import AddressedTransport, Transport
+from compute.undivided import Undivided
 from protocol.errors import LoaderLostError, StoreError
 from protocol.manifest import Manifest
 from protocol.timeline import Timeline
@@ -51,6 +52,8 @@ class Stage:
     ) -> None:
         _check_transit(manifest, residency, transport)
         self.observers: list[Observer] = []
+        #: A layer-step: residency, transport and policy agree before and after it.
+        self.undivided = Undivided()
         self.router_probs = router_probs
         self._manifest = manifest
         self._residency = residency
@@ -73,10 +76,11 @@ class Stage:
 
     def begin_pass(self, num_tokens: int, is_new_sequence: bool) -> None:
         """A forward pass over `num_tokens` tokens (of all sequences of a batch) begins."""
-        self._pass_number += 1
-        self._residency.policy.begin_pass(num_tokens, is_new_sequence)
-        if self._predictor:
-            self._predictor.begin_pass(num_tokens, is_new_sequence)
+        with self.undivided:
+            self._pass_number += 1
+            self._residency.policy.begin_pass(num_tokens, is_new_sequence)
+            if self._predictor:
+                self._predictor.begin_pass(num_tokens, is_new_sequence)
 
     def run_layer(
         self, module: nn.Module, layer: int, hidden: Tensor, index: Tensor, weights: Tensor
@@ -91,7 +95,8 @@ class Stage:
             raise type(self._failure)(*self._failure.args) from self._failure
         self._supply.check_whole()
         try:
-            return self._run(module, layer, hidden, index, weights)
+            with self.undivided:
+                return self._run(module, layer, hidden, index, weights)
         except (LoaderLostError, StoreError) as error:
             self._failure = error
             raise
