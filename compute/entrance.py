@@ -17,6 +17,8 @@ from protocol.errors import LoaderLostError, ProtocolError, RefusedError, Sidest
 from protocol.messages import Knock
 
 _KNOCK_INTERVAL_S = 0.05
+#: A loader that is well lets a client in at once: one that takes this long hangs, or a word was lost.
+_TRY_S = 4.0
 
 
 class Entrance:
@@ -110,6 +112,7 @@ class Entrance:
 
     def _try(self, leases: Sequence[Completion], until: float, known: KnownArena | None) -> Connection:
         """Through the door, and heard on the bus."""
+        until = min(until, time.monotonic() + _TRY_S)
         return self._greeted(self._admitted(until, known), leases, until)
 
     def _greeted(self, connection: Connection, leases: Sequence[Completion], until: float) -> Connection:

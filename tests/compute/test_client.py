@@ -294,6 +294,25 @@ def test_a_hung_loader_is_replaced_by_its_owner(loader: OwnedLoader, store: Path
         assert client.num_restarts == 1
 
 
+def test_a_successor_that_hangs_before_it_lets_anybody_in_is_replaced_too(
+    loader: OwnedLoader, store: Path
+) -> None:
+    signals = iter([signal.SIGSTOP])
+
+    def revive() -> None:
+        loader.restart()
+        os.kill(loader.pid, next(signals, signal.SIGCONT))
+
+    with LoaderClient(loader.endpoint, quota=4, revive=revive, timeout_s=30) as client:
+        os.kill(loader.pid, signal.SIGKILL)
+        started = time.monotonic()
+        client.fetch(demand=wanted(5))
+        (completion,) = collect(client, 1)
+        check_bytes(store, completion, 5)
+        assert loader.num_restarts == 2
+        assert time.monotonic() - started < 15, "half of the timeout is not waited for"
+
+
 def test_a_hung_loader_of_others_is_an_error_that_names_the_timeout(loader: OwnedLoader) -> None:
     with LoaderClient(loader.endpoint, quota=4, timeout_s=0.6) as client:
         os.kill(loader.pid, signal.SIGSTOP)
