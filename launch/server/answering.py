@@ -4,6 +4,7 @@
 a socket to the front. The main thread generates, another reads orders, a third tells figures.
 """
 
+import contextlib
 import queue
 import socket
 import sys
@@ -32,9 +33,13 @@ from protocol.manifest import Manifest
 
 if TYPE_CHECKING:
     from compute import Offloaded
+    from compute.offloaded import Report
     from launch.server.prompts import Prompt
 
 Result = dict[str, object]
+
+#: How often figures are asked for while they change.
+_LOOKS = 5
 
 
 def main() -> int:
@@ -152,10 +157,17 @@ class Answering:
         """In a thread of its own, for it waits for the loader's counters."""
         while self._inquiries.get():
             try:
-                self._tell(Figures(self._offloaded.report()))
+                self._tell(Figures(self._report()))
             except SidestageError as error:
                 self._waiting.fail(error)
                 return
+
+    def _report(self) -> "Report":
+        """Taken while the main thread generates: a table that changes under it is looked at again."""
+        for _ in range(_LOOKS):
+            with contextlib.suppress(RuntimeError):
+                return self._offloaded.report()
+        return self._offloaded.report()
 
     def _tell(self, event: Event) -> None:
         """To the front; if it has gone, its lifeline ends this process."""

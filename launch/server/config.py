@@ -3,6 +3,7 @@
 How the model runs is a RunConfig's business; here is what a server adds.
 """
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,7 +44,7 @@ class ServeConfig:
         if named is None:
             return SHIPPED_NAME if self.run.connect is None else ATTACHED_NAME
         folder = Path(named).expanduser()
-        return folder.resolve().name if folder.exists() else named
+        return Path(os.path.abspath(folder)).name if folder.exists() else named
 
     @property
     def notices(self) -> list[str]:

@@ -52,7 +52,8 @@ class Sampler:
 def settings_of(ask: Ask, own: GenerationConfig) -> Settings:
     """What the request says, else the model, else transformers; greedy overrules the model's penalties."""
     if ask.temperature == 0:
-        return GREEDY
+        penalty = {} if ask.repetition_penalty is None else {"repetition_penalty": ask.repetition_penalty}
+        return {**GREEDY, **penalty}
     asked = {
         "temperature": ask.temperature,
         "top_p": ask.top_p,
