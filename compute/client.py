@@ -26,7 +26,7 @@ Wanted = tuple[int, int]
 
 SPIN_US = 20
 
-_TICK_S = 0.5
+_TICK_S = 0.25
 _STATS_INTERVAL_S = 0.005
 
 

@@ -18,7 +18,7 @@ from protocol.messages import Knock
 
 _KNOCK_INTERVAL_S = 0.05
 #: A loader that is well lets a client in at once: one that takes this long hangs, or a word was lost.
-_TRY_S = 4.0
+_TRY_S = 2.5
 
 
 class Entrance:
