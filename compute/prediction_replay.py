@@ -21,7 +21,7 @@ from compute.predictors.base import Prediction, RoutingShape
 from compute.predictors.recorded import Recorded
 from compute.predictors.scored import Score, Scored
 from compute.prefetch import PrefetchPlanner
-from compute.replay import Scope, num_slots_of
+from compute.replay import Scope, num_slots_of, wants_probs
 from compute.residency import Access, Residency
 from compute.trace import LayerSteps, Pass, Step, Trace, layer_steps
 
@@ -142,7 +142,7 @@ class _Play:
         share, first_key = self.shares[number], self._first_key[number]
         own = Step(step.layer - share.steps.first_layer, [key - first_key for key in step.keys])
         policy = share.residency.policy
-        probs = share.steps.probs(pass_number, own) if policy.needs_probs else None
+        probs = share.steps.probs(pass_number, own) if wants_probs(policy, share.steps) else None
         access = share.residency.access(own.layer, own.keys, self.clock, probs)
         self._fetch(number, access)
         if self.predictor:

@@ -85,6 +85,12 @@ def _bound(steps: LayerSteps, fewest_misses: Callable[[], tuple[int, int]]) -> O
     return Outcome(steps.num_lookups, misses, evictions, time.perf_counter() - begin)
 
 
+def wants_probs(policy: EvictionPolicy, steps: LayerSteps) -> bool:
+    """Whether `policy` is to be shown what the trace of `steps` kept of the routers' probabilities."""
+    needs_whole = getattr(policy, "needs_whole_probs", False)
+    return policy.needs_probs and (steps.has_whole_probs or not needs_whole)
+
+
 def drive(steps: LayerSteps, policy: EvictionPolicy, num_slots: int) -> Outcome:
     """Show `policy` every layer-step, and do as it says."""
     begin = time.perf_counter()
@@ -92,7 +98,7 @@ def drive(steps: LayerSteps, policy: EvictionPolicy, num_slots: int) -> Outcome:
     resident, admit, on_access = cache.resident, cache.admit, policy.on_access
     on_step: Callable[[int, Sequence[int], FloatArray | None], None] | None
     on_step = getattr(policy, "on_step", None)
-    needs_probs, probs = policy.needs_probs, None
+    needs_probs, probs = wants_probs(policy, steps), None
     for pass_ in steps.passes():
         policy.begin_pass(pass_.num_tokens, pass_.is_new_sequence)
         for step in pass_.steps:

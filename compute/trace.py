@@ -124,6 +124,11 @@ class LayerSteps:
         return len(self.keys)
 
     @property
+    def has_whole_probs(self) -> bool:
+        """Whether the trace kept the probabilities of the experts that were not chosen, too."""
+        return self.trace.probs is not None
+
+    @property
     def future(self) -> Future:
         return Future(self.keys, self.start)
 

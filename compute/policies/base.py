@@ -40,7 +40,7 @@ class EvictionPolicy(Protocol):
 
         `probs`: [num_experts], the router's distribution at this layer, averaged over the pass's
         tokens; None where it is not known, NaN for each expert of which it is not known (a trace
-        that kept only the chosen ones).
+        that kept only the chosen ones; a policy with `needs_whole_probs` set gets None instead).
         """
 
     def on_insert(self, key: int, is_speculative: bool) -> None:

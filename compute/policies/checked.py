@@ -16,6 +16,7 @@ class Checked:
 
     def __init__(self, policy: EvictionPolicy) -> None:
         self.needs_probs = policy.needs_probs
+        self.needs_whole_probs = getattr(policy, "needs_whole_probs", False)
         self._policy = policy
         self._resident: set[int] = set()
         if hasattr(policy, "on_step"):

@@ -1,9 +1,10 @@
 """What keeping an expert is worth: E[gamma ** (visits of its layer until its next use - 1)], learnt online.
 
-One logistic model for all layers and experts, trained by temporal differences (TD(0), Sutton 1988)
-with AdaGrad, one step a layer-step, from zero weights. Features of an expert, all relative to its
-expected use k / E: logs of three moving averages of use, of its share in the layer's history, and
-of how often it followed the experts just used at its own layer and at the two layers before.
+One logistic model for all layers and experts, on a few features, plus for each layer a matrix of
+pulls: how much the use of an expert (of the layer itself or of one before it) says of each expert's
+next use. Both learn by temporal differences (TD(0), Sutton 1988), one step a layer-step, from zero.
+Logs and powers are the rough ones of a float's own bits: that costs no accuracy worth measuring, and
+makes `keep_value.c`, the compiled form of `observe`, agree to the last bit.
 """
 
 from collections.abc import Sequence
@@ -16,182 +17,150 @@ from compute.policies.base import CacheShape, FloatArray
 
 IndexArray = npt.NDArray[np.int64]
 
-#: What remains of a moving average after a visit.
-KEPT = (0.9, 0.97, 0.995)
-#: Layers back whose last choice tells what follows: the layer itself, the one before, the one before that.
-NUM_SOURCES = 3
-#: Rows of the features: a constant, the averages, the share, what follows whom.
-SHARE = 1 + len(KEPT)
-FOLLOWS = SHARE + 1
-NUM_FEATURES = FOLLOWS + NUM_SOURCES
+#: Layers whose last choice pulls: the layer itself and those before it.
+MOST_SOURCES = 6
+#: Rows of `usage`: two moving averages relative to k / E, uses ever, uses in this sequence.
+NUM_USAGES = 4
+#: Rows of the features: a constant, the two averages, the share of all uses and of the sequence's,
+#: how often it followed the experts used now, the router's probability now and its moving average.
+NUM_FEATURES = 8
 
-# Operands of vector work are arrays: a Python number costs a conversion each time.
-_HALF = np.array(0.5, dtype=np.float32)
-_ONE = np.array(1.0, dtype=np.float32)
+_KEPT = np.array([[0.9], [0.97]], dtype=np.float32)
+_ROUTED_KEPT, _ROUTED_GAINED = np.float32(0.8), np.float32(0.2)
 #: Keeps logs finite, relative to k / E.
-_FLOOR = np.array(0.02, dtype=np.float32)
-#: What remains of a transition's count after a use of its origin.
-_COUNT_KEPT = np.array(0.998, dtype=np.float32)
-#: Uses of an origin that its transitions start with, spread like the layer's history.
-_PRIOR_USES = np.array(5.0, dtype=np.float32)
-_RATE = np.array(0.1, dtype=np.float32)
-#: Combinations of sizes that are remembered: decode has one, a prefill one of its own for each layer.
-_MAX_SPLITS = 1024
-_NOBODY: IndexArray = np.empty(0, dtype=np.int64)
-
-
-class _Layer:
-    """What is remembered of one layer, E experts."""
-
-    __slots__ = ("counts", "features", "is_new_sequence", "is_turned", "num_visits", "origins", "usage")
-
-    def __init__(self, num_experts: int, prior_visits: float) -> None:
-        #: [4, E]: the moving averages and the share's numerator, relative to k / E
-        self.usage = np.ones((SHARE, num_experts), dtype=np.float32)
-        self.usage[-1] = prior_visits
-        self.num_visits = prior_visits
-        #: [3E, E + 1]: how often an expert followed an origin (row source * E + origin); the origin's uses
-        self.counts = np.zeros((NUM_SOURCES * num_experts, num_experts + 1), dtype=np.float32)
-        #: the rows of `counts` whose origins were used before the coming visit
-        self.origins: IndexArray = _NOBODY
-        #: [8, 2, E]: features before a visit and after it; which is which turns with every visit
-        self.features = np.zeros((NUM_FEATURES, 2, num_experts), dtype=np.float32)
-        self.features[0] = 1.0
-        self.is_turned = False
-        self.is_new_sequence = False
+_FLOOR = np.float32(0.02)
+#: Visits that a sequence starts with, as the layer's whole history has it; uses that followers start with.
+_PRIOR_VISITS, _PRIOR_USES = np.float32(10.0), np.float32(5.0)
+#: Of AdaGrad for the features' weights, and plain for the pulls.
+_RATE, _PULL_RATE = np.float32(0.1), np.float32(0.01)
+_LOG_STEP, _LOG_ORIGIN = np.float32(log(2.0) / 2**23), np.float32(127.0 * log(2.0))
+_EXP_STEP, _EXP_ORIGIN = np.float32(2**23 / log(2.0)), np.float32(127.0 * 2**23)
+_EXP_BOUND = np.float32(40.0 * 2**23)
+_ONE = np.float32(1.0)
 
 
 class KeepValue:
     """`observe` a layer-step, and hear what keeping each of the layer's experts is worth."""
 
     def __init__(self, shape: CacheShape, gamma: float) -> None:
-        num_experts = self._num_experts = shape.num_experts
-        chance = min(shape.top_k / num_experts, 0.999)
-        self._layers = [_Layer(num_experts, 1.0 / chance) for _ in range(shape.num_layers)]
-        self._starts = np.arange(NUM_SOURCES)[:, None] * num_experts
-        #: per layer [3, n]: the rows of `counts` of its last choice, for each source
-        self._last_rows: list[IndexArray] = [np.empty((NUM_SOURCES, 0), np.int64)] * shape.num_layers
-        self._gamma = np.array(gamma, dtype=np.float32)
-        self._kept = np.array([*KEPT, 1.0], dtype=np.float32)[:, None]
-        gained = np.array([*(1.0 - np.array(KEPT)), 1.0])[:, None] / chance
-        self._gained = gained.astype(np.float32)
-        self._chance = np.float32(chance)
-        self._splits: dict[tuple[int, ...], tuple[IndexArray, FloatArray, FloatArray]] = {}
-        self._first_keys = list(np.arange(shape.num_layers)[:, None] * num_experts)
+        num_layers, num_experts = shape.num_layers, shape.num_experts
+        self._shape = shape
+        self._num_sources = min(num_layers, MOST_SOURCES)
+        self._gamma = np.float32(gamma)
+        self._per_chance = np.float32(num_experts) / np.float32(shape.top_k)
+        self._usage = np.ones((num_layers, NUM_USAGES, num_experts), dtype=np.float32)
+        self._visits = np.zeros((num_layers, 2), dtype=np.float32)
+        self._visits[:, 0] = self._per_chance
+        #: how often an expert followed another one of its layer; in the last column, the uses of that one
+        self._follows = np.zeros((num_layers, num_experts, num_experts + 1), dtype=np.float32)
+        self._pulls = np.zeros((num_layers, self._num_sources * num_experts, num_experts), dtype=np.float32)
+        self._routed = np.ones((num_layers, num_experts), dtype=np.float32)
         self._weights = np.zeros(NUM_FEATURES, dtype=np.float32)
         self._squares = np.full(NUM_FEATURES, 1e-3, dtype=np.float32)
-        #: [E + 1]: 1 for who was used; the last one counts the visit itself
-        self._is_used = np.zeros(num_experts + 1, dtype=np.float32)
-        self._values = np.empty((2, num_experts), dtype=np.float32)
+        #: each layer's last visit: its features, the sum of its origins' pulls, and those origins
+        self._features = np.zeros((num_layers, NUM_FEATURES, num_experts), dtype=np.float32)
+        self._pulled = np.zeros((num_layers, num_experts), dtype=np.float32)
+        self._origins = [(np.empty(0, np.int64), np.empty((0, 1), np.float32))] * num_layers
+        self._chosen = [np.empty(0, np.int64)] * num_layers
+        self.begin_sequence()
 
     def begin_sequence(self) -> None:
-        """At each layer's next visit the averages move half-way to its history."""
-        for layer in self._layers:
-            layer.is_new_sequence = True
+        """Nothing was used in this sequence yet."""
+        self._usage[:, -1] = 0.0
+        self._visits[:, 1] = 0.0
 
-    def observe(self, index: int, keys: Sequence[int]) -> FloatArray:
-        """Learn from the use of `keys` at layer `index`; the values [E], each in (0, 1)."""
-        layer, last = self._layers[index], self._last_rows
-        used = np.array(keys)
-        used -= self._first_keys[index]
-        self._is_used.fill(0.0)
-        self._is_used[used] = 1.0
-        self._is_used[-1] = 1.0
-        is_first = not last[index].size
-        last[index] = used + self._starts
-        self._note_use(layer)
-        if len(layer.origins):
-            self._note_transitions(layer)
-        sources = [last[(index - source) % len(last)][source] for source in range(NUM_SOURCES)]
-        layer.origins = np.concatenate(sources)
-        before, now = int(layer.is_turned), int(not layer.is_turned)
-        layer.is_turned = not layer.is_turned
-        self._describe(layer, layer.features[1:, now], tuple(map(len, sources)))
-        values: FloatArray = self._judge(layer.features)
-        if not is_first:
-            self._learn(layer.features[:, before], values[before], values[now], used)
-        worth: FloatArray = values[now]
-        return worth
+    def observe(self, layer: int, keys: Sequence[int], probs: FloatArray | None) -> FloatArray:
+        """Learn from the use of `keys` at `layer`; the values [E], each in (0, 1), until the next call.
 
-    def _note_use(self, layer: _Layer) -> None:
-        usage = layer.usage
-        if layer.is_new_sequence:
-            layer.is_new_sequence = False
-            usage[:-1] += usage[-1] / np.float32(layer.num_visits)
-            usage[:-1] *= _HALF
-        usage *= self._kept
-        usage += self._gained * self._is_used[:-1]
-        layer.num_visits += 1.0
-
-    def _note_transitions(self, layer: _Layer) -> None:
-        """Who was used now followed the origins of last time."""
-        rows = layer.counts.take(layer.origins, axis=0)
-        rows *= _COUNT_KEPT
-        rows += self._is_used
-        layer.counts[layer.origins] = rows
-
-    def _describe(self, layer: _Layer, features: FloatArray, sizes: tuple[int, ...]) -> None:
-        """features [7, E] of a layer whose use and transitions are noted; `sizes`: origins per source."""
-        features[:SHARE] = layer.usage
-        share = features[SHARE - 1]
-        share /= np.float32(layer.num_visits)
-        features[: SHARE - 1] += _FLOOR
-        if all(sizes):
-            self._follow(layer, sizes, share, features[SHARE:])
-        else:
-            features[SHARE:] = 1.0
-        np.log(features, out=features)
-
-    def _follow(self, layer: _Layer, sizes: tuple[int, ...], share: FloatArray, out: FloatArray) -> None:
-        """out [3, E]: how much more than its share an expert follows those just used, mean over a source.
-
-        An origin of few uses is trusted little: its transitions start with the share.
+        `probs`: [E], what the router said of each expert, where it is known.
         """
-        starts, per_origin, prior_per_origin = self._split(sizes)
-        rows = layer.counts.take(layer.origins, axis=0)
-        trust = rows[:, -1:] + _PRIOR_USES
-        np.reciprocal(trust, out=trust)
-        rows *= trust
-        followed = np.add.reduceat(rows, starts, axis=0)
-        np.divide(followed[:, :-1], share, out=out)
-        out *= per_origin
-        prior = np.add.reduceat(trust, starts, axis=0)
-        prior *= prior_per_origin
-        prior += _FLOOR
-        out += prior
+        used, before = np.array(keys), self._chosen[layer]
+        used -= layer * self._shape.num_experts
+        is_used = np.zeros(self._shape.num_experts + 1, dtype=np.float32)
+        is_used[used] = 1.0
+        is_used[-1] = 1.0
+        self._note_use(layer, is_used[:-1])
+        self._follows[layer, before] += is_used
+        self._chosen[layer] = used
+        features = self._describe(layer, used, probs)
+        origins, trust = self._gather(layer)
+        pulled = _sum_of_rows(self._pulls[layer, origins] * trust)
+        now = self._judge(features, pulled)
+        if before.size:
+            self._learn(layer, used, now)
+        self._features[layer], self._pulled[layer] = features, pulled
+        self._origins[layer] = origins, trust
+        return now
 
-    def _split(self, sizes: tuple[int, ...]) -> tuple[IndexArray, FloatArray, FloatArray]:
-        """Where each source's rows start; the factors [3, 1] of a mean over them, relative to k / E."""
-        split = self._splits.get(sizes)
-        if split is None:
-            if len(self._splits) == _MAX_SPLITS:
-                self._splits.clear()
-            starts = np.array([0, sizes[0], sizes[0] + sizes[1]])
-            mean = 1.0 / np.array(sizes, dtype=np.float32)[:, None]
-            split = self._splits[sizes] = starts, mean / self._chance, mean * _PRIOR_USES
-        return split
+    def _note_use(self, layer: int, is_used: FloatArray) -> None:
+        averages = self._usage[layer, :2]
+        averages *= _KEPT
+        averages += is_used * ((_ONE - _KEPT) * self._per_chance)
+        self._usage[layer, 2:] += is_used
+        self._visits[layer] += _ONE
 
-    def _judge(self, features: FloatArray) -> FloatArray:
-        """[2, E]: the values by `features` [8, 2, E]."""
-        values = self._values
-        np.dot(self._weights, features.reshape(NUM_FEATURES, -1), out=values.reshape(-1))
-        np.negative(values, out=values)
-        np.exp(values, out=values)
-        values += _ONE
-        np.reciprocal(values, out=values)
-        return values
+    def _describe(self, layer: int, used: IndexArray, probs: FloatArray | None) -> FloatArray:
+        """[8, E] after a visit that is noted; the router's rows are 0 where it is not known what it said."""
+        usage, (visits, in_sequence) = self._usage[layer], self._visits[layer]
+        share = usage[2] / visits
+        features = np.empty((NUM_FEATURES, len(share)), dtype=np.float32)
+        features[1:3] = usage[:2]
+        features[3] = share * self._per_chance
+        features[4] = (usage[3] + share * _PRIOR_VISITS) / (in_sequence + _PRIOR_VISITS) * self._per_chance
+        features[5] = self._followed(layer, used, share)
+        if probs is not None:
+            features[6] = probs * np.float32(len(share))
+            routed = self._routed[layer]
+            routed *= _ROUTED_KEPT
+            routed += features[6] * _ROUTED_GAINED
+            features[7] = routed
+        num_known = NUM_FEATURES if probs is not None else NUM_FEATURES - 2
+        features[num_known:] = 0.0
+        features[1:num_known] = _rough_log(features[1:num_known] + _FLOOR)
+        features[0] = 1.0
+        return features
 
-    def _learn(self, features: FloatArray, before: FloatArray, now: FloatArray, used: IndexArray) -> None:
-        """One AdaGrad step of the values `before`, by their `features` [8, E]: towards 1 for who was
-        used, towards gamma times the value of now for the others."""
+    def _followed(self, layer: int, used: IndexArray, share: FloatArray) -> FloatArray:
+        """[E]: how much more than its share an expert follows those just used, in the mean over them.
+
+        An expert of few uses is trusted little: its followers start with the share.
+        """
+        rows = self._follows[layer, used]
+        trust = _ONE / (rows[:, -1:] + _PRIOR_USES)
+        followed = _sum_of_rows(rows[:, :-1] * trust) / share
+        followed += _sum_of_rows(trust) * _PRIOR_USES
+        followed /= np.float32(len(used))
+        return followed
+
+    def _gather(self, layer: int) -> tuple[IndexArray, FloatArray]:
+        """The rows of pulls for the last choices of the layer and of those before it, and their trust [n, 1].
+
+        A pass of many tokens chooses more than k experts: together they say as much as k.
+        """
+        rows, trust = [], []
+        for source in range(self._num_sources):
+            chosen = self._chosen[layer - source]
+            rows.append(chosen + source * self._shape.num_experts)
+            share = np.float32(self._shape.top_k) / np.float32(max(len(chosen), self._shape.top_k))
+            trust.append(np.full((len(chosen), 1), share))
+        return np.concatenate(rows), np.concatenate(trust)
+
+    def _judge(self, features: FloatArray, pulled: FloatArray) -> FloatArray:
+        """[E]: the values by `features` [8, E] and the sum of pulls [E]."""
+        return _rough_sigmoid(_sum_of_rows(features * self._weights[:, None]) + pulled)
+
+    def _learn(self, layer: int, used: IndexArray, now: FloatArray) -> None:
+        """One step of the values of the last visit: towards 1 for who was `used`, towards gamma times
+        the value of `now` for the others."""
+        features = self._features[layer]
         error = now * self._gamma
         error[used] = 1.0
-        error -= before
-        gradient = np.dot(features, error)
+        error -= self._judge(features, self._pulled[layer])
+        gradient = _sum_of_rows((features * error).T)
         self._squares += gradient * gradient
-        gradient *= _RATE
-        gradient /= np.sqrt(self._squares)
-        self._weights += gradient
+        self._weights += gradient * _RATE / np.sqrt(self._squares)
+        origins, trust = self._origins[layer]
+        self._pulls[layer, origins] += error * (trust * _PULL_RATE)
 
 
 def horizon(capacity: float) -> float:
@@ -202,3 +171,23 @@ def horizon(capacity: float) -> float:
 def per_step(gamma: float, num_layers: int) -> float:
     """log of the discount of one layer-step."""
     return log(gamma) / num_layers
+
+
+def _sum_of_rows(rows: FloatArray) -> FloatArray:
+    """Over the first axis, one row after the other."""
+    if not len(rows):
+        return np.zeros(rows.shape[1:], dtype=np.float32)
+    total: FloatArray = np.add.accumulate(rows, axis=0)[-1]
+    return total
+
+
+def _rough_log(values: FloatArray) -> FloatArray:
+    """Natural log, linear between powers of two: within 0.06."""
+    return values.view(np.int32).astype(np.float32) * _LOG_STEP - _LOG_ORIGIN
+
+
+def _rough_sigmoid(z: FloatArray) -> FloatArray:
+    """1 / (1 + exp(-z)) with an exp that is linear between powers of two."""
+    power = np.clip(z * -_EXP_STEP, -_EXP_BOUND, _EXP_BOUND) + _EXP_ORIGIN
+    values: FloatArray = _ONE / (power.astype(np.int32).view(np.float32) + _ONE)
+    return values
