@@ -44,8 +44,8 @@ clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find protocol loader compute launch tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# The build compiles the CPU kernel, so its sources are prerequisites as well.
-$(STAMP): pyproject.toml constraints.txt $(wildcard hatch_build.py compute/kernels/build.py compute/kernels/*.c)
+# The build compiles C files, so those are prerequisites as well.
+$(STAMP): pyproject.toml constraints.txt $(wildcard hatch_build.py compute/kernels/build.py compute/kernels/*.c compute/kernels/c/*.h compute/policies/*.c)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	    { echo "sidestage needs Python 3.11 or newer: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)

@@ -1,6 +1,6 @@
-"""The build hook: compiles the CPU kernel and takes it into the wheel, editable or not.
+"""The build hook: compiles the package's C files and takes them into the wheel, editable or not.
 
-Without a C compiler the build succeeds all the same: torch's reference kernel serves then.
+Without a C compiler the build succeeds all the same: torch's reference kernel and numpy serve then.
 """
 
 import importlib.util
@@ -17,15 +17,17 @@ class KernelBuildHook(BuildHookInterface[Any]):
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         build = _kernel_build(Path(self.root))
-        build.LIBRARY.unlink(missing_ok=True)
-        reason = build.compile_library()
+        for library in build.SOURCE_OF:
+            library.unlink(missing_ok=True)
+        reason = build.compile_libraries()
         if reason:
-            self.app.display_warning(f"the CPU kernel is not compiled, experts run by torch alone: {reason}")
+            self.app.display_warning(f"nothing is compiled, experts run by torch alone: {reason}")
             return
         platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
         build_data["pure_python"] = False
         build_data["tag"] = f"py3-none-{platform}"
-        build_data["artifacts"].append(f"/{build.LIBRARY.relative_to(self.root).as_posix()}")
+        for library in build.SOURCE_OF:
+            build_data["artifacts"].append(f"/{library.relative_to(self.root).as_posix()}")
 
 
 def _kernel_build(root: Path) -> ModuleType:

@@ -1,7 +1,8 @@
-"""Compiles cpu.c into libcpu.so beside it: on installation, or `python -m compute.kernels.build`.
+"""Compiles the package's C files, each into a library beside it: on installation, or
+`python -m compute.kernels.build`.
 
 Needs the standard library and a C compiler ($CC, else cc, gcc or clang). The code for every
-instruction set is in the one library, so it runs on any machine of its architecture.
+instruction set is in one library, so it runs on any machine of its architecture.
 """
 
 import os
@@ -13,6 +14,9 @@ from pathlib import Path
 
 SOURCE = Path(__file__).with_name("cpu.c")
 LIBRARY = SOURCE.with_name("libcpu.so")
+_POLICIES = SOURCE.parents[1] / "policies"
+#: Every library of the package, and its source.
+SOURCE_OF = {LIBRARY: SOURCE, _POLICIES / "libkeepvalue.so": _POLICIES / "keep_value.c"}
 
 #: No contraction and no fast math: a value does not depend on where in a vector it was computed.
 FLAGS = (
@@ -21,13 +25,21 @@ FLAGS = (
 )
 
 
-def compile_library(library: Path = LIBRARY) -> str:
+def compile_libraries() -> str:
+    """Write every library. Returns "", or the sentence that says why one could not be compiled."""
+    for library, source in SOURCE_OF.items():
+        if reason := compile_library(library, source):
+            return reason
+    return ""
+
+
+def compile_library(library: Path = LIBRARY, source: Path = SOURCE) -> str:
     """Write `library`. Returns "", or the sentence that says why it could not be compiled."""
     compiler = _compiler()
     if not compiler:
         return "there is no C compiler (cc, gcc or clang, or the one that $CC names)"
     temporary = library.with_suffix(f".{os.getpid()}.tmp")
-    command = [*compiler, *FLAGS, "-o", str(temporary), str(SOURCE)]
+    command = [*compiler, *FLAGS, "-o", str(temporary), str(source)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
@@ -49,4 +61,4 @@ def _compiler() -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(compile_library())
+    sys.exit(compile_libraries())
