@@ -70,7 +70,7 @@ class Weighted:
         """[T * K, H] in the dtype of grouped_mm's products; every place must be written."""
         if self._outputs is None:
             dtype = torch.promote_types(self._hidden.dtype, self._weights.dtype)
-            self._outputs = torch.empty(self._weights.numel(), self._hidden.shape[1], dtype=dtype)
+            self._outputs = self._hidden.new_empty(self._weights.numel(), self._hidden.shape[1], dtype=dtype)
         return self._outputs
 
     def sums(self) -> Tensor | None:

@@ -74,6 +74,8 @@ class CudaLink:
         self._crossed_ns = 0
         self._alarm = Alarm()
         self.fd = self._alarm.fd
+        # The pool may lie where something was that compute is not done with.
+        driver.hold_copies(driver.mark_uses())
 
     @property
     def is_asynchronous(self) -> bool:
