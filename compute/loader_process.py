@@ -30,16 +30,18 @@ def start_loader(
     num_clients: int = 1,
     timeline: Path | None = None,
     rate: int | None = None,
+    direct_io: str = "auto",
     timeout_s: float | None = None,
 ) -> "OwnedLoader":
     """A loader process that serves `store` from `num_frames` frames; it is ready on return.
 
     `threads` read the store, at most `rate` bytes a second when given; `timeline` is the file for
-    its spans. Raises StoreError, MemoryBudgetError, or SidestageError with the loader's sentence.
+    its spans; `direct_io` "auto", "on" or "off": past the page cache. Raises StoreError,
+    MemoryBudgetError, or SidestageError with the loader's sentence.
     """
     manifest = Manifest.read(store)
     geometry = ArenaGeometry.for_frames(num_frames, manifest.layout.stride, num_clients)
-    options = ["--store", os.fspath(store.absolute()), "--threads", str(threads)]
+    options = ["--store", os.fspath(store.absolute()), "--threads", str(threads), "--direct-io", direct_io]
     if timeline is not None:
         options += ["--timeline", os.fspath(timeline.absolute())]
     if rate is not None:

@@ -59,6 +59,12 @@ ConnectOption = Annotated[
 TimeoutOption = Annotated[
     float | None, typer.Option(metavar="S", help="Seconds to wait for the loader [default: 30].")
 ]
+DirectIoOption = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|on|off", help="Read experts past the page cache [auto: if they do not fit into it]."
+    ),
+]
 JsonOption = Annotated[
     str | None,
     typer.Option("--json", metavar="FILE|-", help="Write one JSON object to FILE, or to stdout (-)."),

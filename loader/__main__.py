@@ -35,6 +35,7 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--folder", type=Path, required=True, help="private folder for the sockets")
     serve.add_argument("--threads", type=int, default=2, help="reader threads")
     serve.add_argument("--rate", type=_rate, help="state a slow disk, as in 40MB/s")
+    serve.add_argument("--direct-io", default="auto", help="auto, on or off: read past the page cache")
     serve.add_argument("--no-verify", action="store_true", help="trust the disk: skip the checksums")
     serve.add_argument("--faults", type=Path, help=argparse.SUPPRESS)
     serve.add_argument("--timeline", type=Path, help="write a list of trace events here at the end")
@@ -73,6 +74,7 @@ def _serve(arguments: argparse.Namespace) -> int:
             folder=arguments.folder,
             threads=arguments.threads,
             rate=arguments.rate,
+            direct_io=arguments.direct_io,
             verify=not arguments.no_verify,
             timeline=arguments.timeline,
             faults=arguments.faults,

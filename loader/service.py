@@ -18,13 +18,14 @@ from typing import Self
 import zmq
 
 from loader.desk import Desk
+from loader.direct_io import choose_reading, find_obstacle
 from loader.faults import FaultBoard
 from loader.ledger import Ledger
 from loader.options import ServeOptions
 from loader.reader import Readers
 from loader.reception import Reception
 from loader.store_files import StoreFiles
-from protocol.arena import H_TURNS, Arena
+from protocol.arena import H_TURNS, Arena, available_memory_bytes
 from protocol.channel import BusServer
 from protocol.child import Lifeline
 from protocol.door import DoorServer
@@ -72,6 +73,7 @@ class Service:
                 self._faults = self._opened.enter_context(FaultBoard(options.faults))
             self._open_store()
             self._open_arena()
+            self._open_files()
             self._open_sockets()
             self._start_reading()
         except BaseException:
@@ -86,6 +88,7 @@ class Service:
             "pid": os.getpid(),
             "num_frames": self._arena.geometry.num_frames,
             "store": self._manifest.fingerprint,
+            "reads": self._reading.words,
         }
 
     def stop(self, reason: str) -> None:
@@ -97,6 +100,7 @@ class Service:
     def run(self) -> None:
         """Turn until somebody stops the loader, then drain."""
         log.info("serving %s at %s", self._options.store, self._door.path)
+        log.info("experts are read %s", self._reading.words)
         while not self._stop_reason:
             self._turn()
         log.info("stopping: %s", self._stop_reason)
@@ -117,8 +121,6 @@ class Service:
     def _open_store(self) -> None:
         self._manifest = Manifest.read(self._options.store)
         self._manifest.check_shards(self._options.store)
-        self._files = StoreFiles(self._options.store, self._manifest, self._options.verify)
-        self._opened.callback(self._files.close)
 
     def _open_arena(self) -> None:
         if self._faults:
@@ -130,6 +132,16 @@ class Service:
         self._opened.callback(self._ledger.close)
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._opened.callback(os.close, self._wake_fd)
+
+    def _open_files(self) -> None:
+        """The arena has its memory by now: what is left tells how to read."""
+        store, manifest = self._options.store, self._manifest
+        obstacle = find_obstacle(store, manifest)
+        spare_bytes, wanted = available_memory_bytes(), self._options.direct_io
+        self._reading = choose_reading(wanted, manifest.expert_bytes_total, spare_bytes, obstacle)
+        verify, is_direct = self._options.verify, self._reading.is_direct
+        self._files = StoreFiles(store, manifest, verify, is_direct=is_direct)
+        self._opened.callback(self._files.close)
 
     def _open_sockets(self) -> None:
         folder, lifeline_fd = self._options.folder, self._options.lifeline_fd
@@ -221,6 +233,7 @@ class Service:
         return {
             "frames": self._arena.geometry.num_frames,
             **asdict(self._readers.snapshot()),
+            "reads_directly": int(self._reading.is_direct),
             "bus_ignored": self._bus.num_ignored,
             "bus_garbled": self._bus.num_garbled,
             "bus_lost": self._bus.num_lost,

@@ -6,10 +6,8 @@ from pathlib import Path
 from compute.cache_folder import Quantization
 from compute.policies import OFFLINE, find
 from launch.bench import shapes
-
-ARMS = ("resident", "offload", "oracle", "transformers", "accelerate")
-OURS = ("resident", "offload", "oracle")
-STOCK = ("transformers", "accelerate")
+from launch.bench.arms import arm_of
+from loader import direct_io
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +35,7 @@ class BenchConfig:
     link: int | None = None
     rate: int | None = None
     policy: str = "lru"
+    direct_io: str = "auto"
     threads: int | None = None
     timeout: float | None = None
     json: str | None = None
@@ -53,6 +52,7 @@ class BenchConfig:
             raise ValueError(f"--lookahead is {self.lookahead}; it must be 0 (off) or more")
         if not 0 <= self.gate_recall <= 1:
             raise ValueError(f"--gate-recall is {self.gate_recall:g}; allowed is 0 to 1")
+        direct_io.check_choice(self.direct_io)
         self._check_policy()
 
     @property
@@ -74,16 +74,15 @@ class BenchConfig:
             )
 
     def _check_arms(self) -> None:
-        for arm in self.arms:
-            if arm not in ARMS:
-                raise ValueError(f"--arms names {arm!r}; allowed: {', '.join(ARMS)}")
+        arms = [arm_of(name, self.lookahead) for name in self.arms]
         if len(set(self.arms)) != len(self.arms):
             raise ValueError(f"--arms {','.join(self.arms)} names an arm twice")
-        if "oracle" in self.arms and self.routing is None:
+        oracles = [arm for arm in arms if arm.kind == "oracle"]
+        if oracles and self.routing is None:
             raise ValueError(
                 "the arm oracle knows what a trace recorded: pass --routing T.npz, or leave it out"
             )
-        if "oracle" in self.arms and self.lookahead == 0:
+        if any(arm.lookahead == 0 for arm in oracles):
             raise ValueError("the arm oracle looks ahead: pass --lookahead 1 or more, or leave it out")
 
     def _check_policy(self) -> None:

@@ -6,12 +6,14 @@ from dataclasses import asdict, dataclass
 
 @dataclass(frozen=True, slots=True)
 class ArmJob:
-    """`folder`: a store for our arms, a checkpoint for stock ones. Rates in bytes a second.
+    """`arm` is its name, `kind` what it is. `folder`: a store for our arms, a checkpoint for stock ones.
 
+    Rates in bytes a second. `direct_io`: whether a loader reads past the page cache.
     `cpu_expert_bytes`: what the arm accelerate may keep of the experts; the rest stays on disk.
     """
 
     arm: str
+    kind: str
     folder: str
     slots: int
     frames: int
@@ -29,6 +31,7 @@ class ArmJob:
     tg: int
     num_segments: int
     timeout: float | None
+    direct_io: bool = False
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))

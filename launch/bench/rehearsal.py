@@ -40,7 +40,7 @@ class Rehearsal:
         self._length = job.pp + job.tg
         self._tokens = tokens_for(model, tokenizer, self._length * job.num_segments)
         num_experts, top_k = shape_of(Path(job.folder))
-        if job.arm == "resident":
+        if job.kind == "resident":
             _touch_all(self._subject, num_experts, top_k)
         self._routing = self._open_routing(num_experts, top_k)
 
@@ -85,7 +85,7 @@ class Rehearsal:
         job, subject = self._job, self._subject
         if job.routing is None:
             return None
-        recall = 1.0 if job.arm == "oracle" else job.gate_recall
+        recall = 1.0 if job.kind == "oracle" else job.gate_recall
         routing = recorded(
             Path(job.routing),
             num_experts,

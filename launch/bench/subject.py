@@ -37,7 +37,7 @@ def open_subject(job: ArmJob, opened: ExitStack) -> Subject:
     """The model of the job's arm; `opened` closes it. Raises with a sentence what cannot be opened."""
     if job.threads is not None:
         torch.set_num_threads(job.threads)
-    match job.arm:
+    match job.kind:
         case "transformers":
             return _stock(job, {})
         case "accelerate":
@@ -50,7 +50,13 @@ def _ours(job: ArmJob, opened: ExitStack) -> Subject:
     """A loader of our own, so that its rate can be stated, and a client of it."""
     store = Path(job.folder)
     loader = opened.enter_context(
-        start_loader(store, num_frames=job.frames, rate=job.rate, timeout_s=job.timeout)
+        start_loader(
+            store,
+            num_frames=job.frames,
+            rate=job.rate,
+            direct_io="on" if job.direct_io else "off",
+            timeout_s=job.timeout,
+        )
     )
     offloaded = opened.enter_context(
         offload(

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from launch.options import BitsOption, GroupOption, JsonOption, sentences
+from launch.options import BitsOption, DirectIoOption, GroupOption, JsonOption, sentences
 
 
 def bench(
@@ -39,8 +39,8 @@ def bench(
         str | None,
         typer.Option(
             metavar="LIST",
-            help="Of resident, offload, oracle, transformers, accelerate, by commas [default: resident, "
-            "offload, and transformers where there is a checkpoint].",
+            help="Of resident, offload, oracle, transformers, accelerate, by commas; offload@2 looks 2 "
+            "layers ahead [default: resident, offload, and transformers where there is a checkpoint].",
         ),
     ] = None,
     pp: Annotated[int, typer.Option("--pp", metavar="N", help="Tokens of the prompt (prefill).")] = 64,
@@ -65,6 +65,7 @@ def bench(
             metavar="RATE", help="Read the store no faster than this, like 2GB/s [default: as it can]."
         ),
     ] = None,
+    direct_io: DirectIoOption = "auto",
     policy: Annotated[str, typer.Option(metavar="NAME", help="Eviction policy, or file.py:Class.")] = "lru",
     threads: Annotated[
         int | None, typer.Option(metavar="N", help="Compute threads [default: torch's].")

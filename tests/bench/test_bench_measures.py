@@ -123,11 +123,12 @@ def test_without_prefetch_the_counters_are_a_replay_s(tmp_path: Path) -> None:
     write(tmp_path / "told.npz", trace)
     sizes = ("--pp", str(PP), "--tg", str(TG), "--repeat", "1", "--slots", str(SLOTS), "--threads", "1")
     told = ("--routing", tmp_path / "told.npz", "--json", tmp_path / "out.json")
-    answer = run("bench", "--arms", "offload", "--lookahead", "0", *sizes, *told)
+    answer = run("bench", "--arms", "offload@0", *sizes, *told)
     assert answer.code == 0, answer.err
     (offload,) = json.loads((tmp_path / "out.json").read_text())["arms"]
     everything = replay(layer_steps(trace), "lru", SLOTS)
     until_decode = replay(layer_steps(trace.first(2 * PP + TG)), "lru", SLOTS)
     assert offload["hits"] == everything.hits - until_decode.hits
     assert offload["misses"] == everything.misses - until_decode.misses
-    assert "offload" in answer.out
+    assert offload["lookahead"] == 0
+    assert "offload@0" in answer.out

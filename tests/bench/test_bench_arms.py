@@ -1,0 +1,23 @@
+"""Arms by name."""
+
+import pytest
+
+from launch.bench.arms import Arm, arm_of
+
+
+def test_an_arm_looks_as_far_ahead_as_its_name_says() -> None:
+    assert arm_of("offload@2", lookahead=1) == Arm("offload@2", "offload", 2)
+    assert arm_of("offload@0", lookahead=1).lookahead == 0
+    assert arm_of("offload", lookahead=1) == Arm("offload", "offload", 1)
+
+
+def test_an_arm_with_everything_at_hand_looks_nowhere() -> None:
+    assert arm_of("resident", lookahead=3).lookahead == 0
+    with pytest.raises(ValueError, match="resident looks nowhere ahead"):
+        arm_of("resident@1", lookahead=0)
+
+
+@pytest.mark.parametrize("name", ["offload@", "offload@-1", "offload@x"])
+def test_after_at_comes_a_number_of_layers(name: str) -> None:
+    with pytest.raises(ValueError, match="after @ comes a number of layers, as in offload@1"):
+        arm_of(name, lookahead=0)
