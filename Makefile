@@ -4,11 +4,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: run test check stress soak fuzz bench clean
+.PHONY: run serve test check stress soak fuzz bench clean
 
 # The shipped model with a quarter of its 192 experts in slots, and a prompt of its own world.
 run: $(STAMP)
 	@$(BIN)/sidestage run --slots 48 --prompt "Once upon a time there was a king who"
+
+# The same over HTTP, at 127.0.0.1:8000, until Ctrl-C.
+serve: $(STAMP)
+	@$(BIN)/sidestage serve --slots 48
 
 # One worker a core; a file's tests stay together, for they share stores and processes.
 test: $(STAMP)

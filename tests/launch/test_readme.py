@@ -64,5 +64,5 @@ def test_the_files_that_the_readme_links_to_are_there() -> None:
 
 def test_make_has_the_targets_that_the_readme_and_the_contract_name() -> None:
     makefile = (ROOT / "Makefile").read_text()
-    for target in ("run", "test", "check", "stress", "bench", "clean"):
+    for target in ("run", "serve", "test", "check", "stress", "bench", "clean"):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE)

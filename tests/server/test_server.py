@@ -120,6 +120,14 @@ def test_the_official_client_finds_the_model(client: openai.OpenAI) -> None:
     assert client.models.retrieve(MODEL).id == MODEL
 
 
+def test_the_client_of_the_documentation_works(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "serving.md").read_text()
+    program = page[page.index("from openai") :].partition("```")[0]
+    program = program.replace("localhost:8000", f"127.0.0.1:{server.port}").replace("sidestage-tiny", MODEL)
+    exec(program.replace("any, unless the server asks for one", KEY), {})
+    assert len(capsys.readouterr().out) > 20
+
+
 def test_the_official_client_reads_refusals_as_its_own_errors(client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError, match="is not served here") as caught:
         client.completions.create(model="gpt-9", prompt="hello")
