@@ -19,6 +19,7 @@ from launch.options import (
     BitsOption,
     ConnectOption,
     DeviceOption,
+    DirectIoOption,
     DtypeOption,
     FastOption,
     GroupOption,
@@ -40,6 +41,7 @@ from launch.options import (
     VramOption,
     sentences,
 )
+from launch.planning import verb as plan_verb
 from launch.server import verb as server_verb
 from launch.settings import verb as config_verb
 from launch.settings.effect import with_config
@@ -82,6 +84,7 @@ def run(
     link: LinkOption = None,
     connect: ConnectOption = None,
     timeout: TimeoutOption = None,
+    direct_io: DirectIoOption = "auto",
     json: JsonOption = None,
     timeline: Annotated[
         str | None, typer.Option(metavar="FILE", help="Write a Chrome trace of both processes.")
@@ -123,6 +126,7 @@ def loader(
     endpoint: Annotated[
         str | None, typer.Option(metavar="E", help="Path of the socket to listen on [default: a new one].")
     ] = None,
+    direct_io: DirectIoOption = "auto",
     json: JsonOption = None,
 ) -> None:
     """Serve STORE to other processes until Ctrl-C: `run --connect`, `offload(..., connect=...)`."""
@@ -130,13 +134,14 @@ def loader(
         from compute.settings import size_of
         from launch.serving import serve_store
 
-        serve_store(store, ram=size_of("--ram", ram), endpoint=endpoint, json=json)
+        serve_store(store, ram=size_of("--ram", ram), endpoint=endpoint, direct_io=direct_io, json=json)
 
 
 chat_verb.add_to(app)
 server_verb.add_to(app)
 verbs.add_to(app)
 stress_verb.add_to(app)
+plan_verb.add_to(app)
 bench_verb.add_to(app)
 top_verb.add_to(app)
 config_verb.add_to(app)
