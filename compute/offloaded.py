@@ -100,6 +100,7 @@ def offload(
     connect: str | os.PathLike[str] | None = None,
     timeout: float | None = None,
     timeline: Destination = None,
+    direct_io: str = "auto",
 ) -> Offloaded:
     """Offload the experts of `model`: a checkpoint's folder, a hub id, or a store.
 
@@ -126,6 +127,7 @@ def offload(
         device=device,
         threads=threads,
         connect=None if connect is None else os.fspath(connect),
+        direct_io=direct_io,
     )
     timeout_s = timeout_setting(timeout)
     with ExitStack() as opened:

@@ -72,6 +72,7 @@ def _open_client(
                 num_frames=budget.num_frames,
                 threads=_NUM_FILLING_THREADS if arrangement == "pinned" else 2,
                 timeline=recording.loader_file,
+                direct_io=settings.direct_io,
                 timeout_s=timeout_s,
             )
         )

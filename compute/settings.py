@@ -12,6 +12,9 @@ from protocol.units import parse_rate, parse_size
 
 Size = int | str
 
+#: Whether a loader reads past the page cache; loader.direct_io decides what auto means.
+DIRECT_IO = ("auto", "on", "off")
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
@@ -30,6 +33,7 @@ class Settings:
     device: str
     threads: int | None
     connect: str | None
+    direct_io: str = "auto"
 
     def __post_init__(self) -> None:
         self._check_speculation()
@@ -64,6 +68,12 @@ class Settings:
             )
         if self.connect is not None:
             refuse_network(self.connect)
+        if self.direct_io not in DIRECT_IO:
+            raise ValueError(f"--direct-io is {self.direct_io!r}; allowed: {', '.join(DIRECT_IO)}")
+        if self.direct_io != "auto" and self.connect is not None:
+            raise ValueError(
+                "--direct-io tells a loader that is started how to read; with --connect it knows already"
+            )
         if self.ram is not None and self.connect is not None:
             raise ValueError(
                 "--ram sizes the arena of a loader that is started; with --connect it has its own"

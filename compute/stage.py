@@ -230,6 +230,7 @@ class Stage:
             "prediction_precision": score.precision,
             "stall_s": self._supply.stall_ns / 1e9,
             "bytes_read": stats.get("bytes_read", 0),
+            "reads": "direct" if stats.get("reads_directly") else "page cache",
             "bytes_transferred": self._transport.bytes_transferred,
             "evictions": counters.evictions,
             "arrangement": self._transport.arrangement,

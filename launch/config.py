@@ -47,6 +47,7 @@ class RunConfig:
     link: int | None = None
     connect: str | None = None
     timeout: float | None = None
+    direct_io: str = "auto"
     json: str | None = None
     timeline: str | None = None
 
@@ -124,6 +125,7 @@ class RunConfig:
             device=self.device,
             threads=self.threads,
             connect=self.connect,
+            direct_io=self.direct_io,
         )
 
 

@@ -36,6 +36,7 @@ class Plan:
     job: Job
     store: Path | None
     num_frames: int
+    direct_io: str
     headline: str
     reason: str
     slots_reason: str
@@ -67,6 +68,7 @@ def plan_run(config: RunConfig, prompt: str) -> Plan:
         job=_job(config, prompt, str(store), "", arrangement, budget.num_slots),
         store=store,
         num_frames=budget.num_frames,
+        direct_io=config.direct_io,
         headline=_headline(manifest, arrangement, budget, reason),
         reason=reason,
         slots_reason=budget.reason,
@@ -81,6 +83,7 @@ def _plan_attached(config: RunConfig, endpoint: str, prompt: str) -> Plan:
         job=_job(config, prompt, store, endpoint, config.arrangement, config.slots),
         store=None,
         num_frames=0,
+        direct_io=config.direct_io,
         headline=f"attaching to the loader at {endpoint}",
         reason="",
         slots_reason="",
@@ -102,6 +105,7 @@ def _plan_for_device(
         job=_job(config, prompt, str(store), "", config.arrangement, config.slots),
         store=store,
         num_frames=frames,
+        direct_io=config.direct_io,
         headline=f"{_model_words(manifest)}; {frames} frames, {slots}; {asked.arrangement} ({reason})",
         reason="",
         slots_reason="",

@@ -53,7 +53,7 @@ def _prompt(config: RunConfig) -> str:
 
 
 def _supervised(plan: Plan, config: RunConfig) -> Outcome:
-    own = LoaderPlan(plan.store, plan.num_frames, None) if plan.store else None
+    own = LoaderPlan(plan.store, plan.num_frames, plan.direct_io, None) if plan.store else None
     if config.timeline is None:
         return supervise(plan.job, own, config.timeout)
     with TemporaryDirectory(prefix="sidestage-timeline-") as folder:

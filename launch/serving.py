@@ -28,7 +28,9 @@ from protocol.messages import PROTOCOL_VERSION, Knock
 _PROBE_TIMEOUT_S = 1.0
 
 
-def serve_store(store: str, *, ram: int | None, endpoint: str | None, json: str | None) -> None:
+def serve_store(
+    store: str, *, ram: int | None, endpoint: str | None, direct_io: str, json: str | None
+) -> None:
     """Serve `store` and say where, once clients may come. Raises SidestageError or ValueError."""
     log_to_stderr("%(asctime)s %(message)s")
     check_place("--json", json)
@@ -50,7 +52,7 @@ def serve_store(store: str, *, ram: int | None, endpoint: str | None, json: str 
             opened.enter_context(_linked(Path(endpoint), sockets / DOOR_NAME))
         announcement = _Announcement(endpoint or str(sockets / DOOR_NAME), folder.resolve(), json)
         opened.enter_context(_hangup_stops())
-        serve(ServeOptions(folder, arena_fd, sockets), on_ready=announcement.make)
+        serve(ServeOptions(folder, arena_fd, sockets, direct_io=direct_io), on_ready=announcement.make)
 
 
 def frames_for(manifest: Manifest, ram: int | None, free_bytes: int) -> int:
@@ -82,13 +84,14 @@ class _Announcement:
             "frames": facts["num_frames"],
             "pid": facts["pid"],
             "fingerprint": facts["store"],
+            "reads": facts["reads"],
         }
         if self.json is not None:
             write_json(self.json, json_text.dumps(told))
         if self.json != "-":
             sys.stdout.write(self.endpoint + "\n")
             sys.stdout.flush()
-        sys.stderr.write(f"{facts['num_frames']} frames; Ctrl-C stops\n")
+        sys.stderr.write(f"{facts['num_frames']} frames; experts are read {facts['reads']}; Ctrl-C stops\n")
 
 
 def _manifest(store: Path) -> Manifest:

@@ -41,6 +41,8 @@ CONTRACT = (
     "compute_parameter_bytes",
 )
 
+_HOW_READ = {"direct": " straight from disk", "page cache": " through the page cache"}
+
 
 def as_json(result: Result) -> str:
     """One JSON object on one line. Raises KeyError when a name of the contract is missing."""
@@ -89,8 +91,9 @@ def _traffic(result: Result) -> str:
     moved = _number(result, "bytes_transferred") or 0
     link = f", {format_size(moved)} over the link" if moved else ""
     chosen = f"{result['arrangement']}, {result['slots']} slots, {result['policy']}"
+    how = _HOW_READ.get(str(result.get("reads")), "")
     read = format_size(_number(result, "bytes_read") or 0)
-    return f"{chosen}, lookahead {result['lookahead']}: {prefetch}, {read} read{link}"
+    return f"{chosen}, lookahead {result['lookahead']}: {prefetch}, {read} read{how}{link}"
 
 
 def _number(result: Result, name: str) -> float | None:

@@ -28,6 +28,7 @@ class LoaderPlan:
 
     store: Path
     num_frames: int
+    direct_io: str
     timeline: Path | None
 
 
@@ -52,7 +53,13 @@ def supervise(job: Job, own: LoaderPlan | None, timeout_s: float | None) -> Outc
         loader = keeper = None
         if own is not None:
             loader = opened.enter_context(
-                start_loader(own.store, num_frames=own.num_frames, timeline=own.timeline, timeout_s=timeout_s)
+                start_loader(
+                    own.store,
+                    num_frames=own.num_frames,
+                    direct_io=own.direct_io,
+                    timeline=own.timeline,
+                    timeout_s=timeout_s,
+                )
             )
             keeper = Keeper(loader, timeout_s)
             job = replace(job, endpoint=loader.endpoint)

@@ -45,7 +45,9 @@ class Partner:
                 opened.callback(self._line.close)
                 self._compute = opened.enter_context(ComputeProcess(theirs.fileno(), _PROGRAM))
             if plan.store is not None:
-                loader = start_loader(plan.store, num_frames=plan.num_frames, timeout_s=timeout_s)
+                loader = start_loader(
+                    plan.store, num_frames=plan.num_frames, direct_io=plan.direct_io, timeout_s=timeout_s
+                )
                 self._loader = opened.enter_context(loader)
                 self._keeper = Keeper(loader, timeout_s)
                 job = replace(job, endpoint=loader.endpoint)

@@ -9,6 +9,7 @@ from launch.options import (
     BitsOption,
     ConnectOption,
     DeviceOption,
+    DirectIoOption,
     DtypeOption,
     FastOption,
     GroupOption,
@@ -58,6 +59,7 @@ def chat(
     link: LinkOption = None,
     connect: ConnectOption = None,
     timeout: TimeoutOption = None,
+    direct_io: DirectIoOption = "auto",
     json: JsonOption = None,
 ) -> None:
     """Converse with MODEL: lines in, answers out, in the terminal or in a script.

@@ -64,7 +64,12 @@ def _supervise(
         job, keeper = plan.job, None
         if plan.store is not None:
             loader = opened.enter_context(
-                start_loader(plan.store, num_frames=plan.num_frames, timeout_s=config.run.timeout)
+                start_loader(
+                    plan.store,
+                    num_frames=plan.num_frames,
+                    direct_io=plan.direct_io,
+                    timeout_s=config.run.timeout,
+                )
             )
             keeper = Keeper(loader, config.run.timeout)
             watched.state.loader = loader

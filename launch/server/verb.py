@@ -9,6 +9,7 @@ from launch.options import (
     BitsOption,
     ConnectOption,
     DeviceOption,
+    DirectIoOption,
     DtypeOption,
     FastOption,
     GroupOption,
@@ -61,6 +62,7 @@ def serve(
     link: LinkOption = None,
     connect: ConnectOption = None,
     timeout: TimeoutOption = None,
+    direct_io: DirectIoOption = "auto",
 ) -> None:
     """Serve MODEL over HTTP as OpenAI's API does: /v1/chat/completions, /v1/completions, /v1/models.
 
