@@ -1,6 +1,6 @@
 """`sidestage bench`: opens every arm, measures them in turn, and tells their figures beside the bounds.
 
-Starts processes and reads manifests; imports no torch.
+Starts processes and reads manifests; imports torch only to plan, after the measuring.
 """
 
 import json
@@ -53,10 +53,14 @@ def bench(config: BenchConfig) -> int:
     arms = _measure(jobs, config, reading)
     figures = [_figures(arm, measured, config) for arm, measured in zip(chosen, arms)]
     _add_bounds(figures, config, store, manifest, reading)
+    from launch.planning.prediction import add_predictions
+
+    compared = add_predictions(figures, store, config.routing)
     if config.json is not None:
         write_json(config.json, json.dumps(_report(figures, config, manifest, reading)))
     out = sys.stderr if config.json == "-" else sys.stdout
     print_figures(_title(config, manifest, reading), figures, out)
+    out.writelines(f"{line}\n" for line in compared)
     return 1 if any("error" in each for each in figures) else 0
 
 

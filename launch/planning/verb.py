@@ -65,4 +65,6 @@ def plan(
 
 def add_to(app: typer.Typer) -> None:
     """Register the command."""
-    app.command()(plan)
+    app.command(epilog="Example: sidestage plan org/model --vram 12GiB --ram 32GiB --save sidestage.toml")(
+        plan
+    )
