@@ -57,7 +57,7 @@ app = typer.Typer(
 )
 
 
-@app.command()
+@app.command(epilog="Example: sidestage run --slots 48 --prompt 'There was once a wolf who'")
 def run(
     model: ModelArgument = None,
     prompt: Annotated[
@@ -101,7 +101,7 @@ def run(
         raise typer.Exit(run_model(config))
 
 
-@app.command()
+@app.command(epilog="Example: sidestage convert org/model my-store --bits 4")
 def convert(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Checkpoint: hub id or folder.")],
     store: Annotated[str, typer.Argument(metavar="STORE", help="Folder to write.")],
@@ -119,7 +119,7 @@ def convert(
         raise typer.Exit(convert_main([*options, "--", model, store]))
 
 
-@app.command()
+@app.command(epilog="Example: sidestage loader my-store --ram 8GiB --endpoint ./endpoint")
 def loader(
     store: Annotated[str, typer.Argument(metavar="STORE", help="Folder that `sidestage convert` wrote.")],
     ram: RamOption = None,

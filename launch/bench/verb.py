@@ -95,4 +95,4 @@ def bench(
 
 def add_to(app: typer.Typer) -> None:
     """Register the command."""
-    app.command()(bench)
+    app.command(epilog="Example: sidestage bench --slots 96 --pp 64 --tg 32")(bench)

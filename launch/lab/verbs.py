@@ -36,7 +36,7 @@ TokensOption = Annotated[
 PlotOption = Annotated[str | None, typer.Option(metavar="FILE.png", help="Draw it (needs matplotlib).")]
 
 
-@trace_app.command()
+@trace_app.command(epilog="Example: sidestage trace record --text book.txt --tokens 2000 --out book.npz")
 def record(
     model: ModelArgument = None,
     *,
@@ -109,7 +109,7 @@ def record(
         record_trace(config)
 
 
-@trace_app.command()
+@trace_app.command(epilog="Example: sidestage trace info book.npz --plot book.png")
 def info(
     trace: TraceArgument,
     tokens: TokensOption = None,
@@ -199,4 +199,6 @@ def simulate(
 def add_to(app: typer.Typer) -> None:
     """Register the laboratory's commands."""
     app.add_typer(trace_app, name="trace")
-    app.command()(simulate)
+    app.command(epilog="Example: sidestage simulate book.npz --capacity 0.25 --capacity 0.5 --advise")(
+        simulate
+    )

@@ -92,4 +92,4 @@ def serve(
 
 def add_to(app: typer.Typer) -> None:
     """Register the command."""
-    app.command()(serve)
+    app.command(epilog="Example: sidestage serve my-store --port 8000 --api-key secret")(serve)

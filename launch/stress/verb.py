@@ -48,4 +48,4 @@ def stress(
 
 def add_to(app: typer.Typer) -> None:
     """Register the command."""
-    app.command()(stress)
+    app.command(epilog="Example: sidestage stress --seconds 60 --clients 2 --faults all")(stress)

@@ -36,4 +36,4 @@ def top(
 
 def add_to(app: typer.Typer) -> None:
     """Register the command."""
-    app.command()(top)
+    app.command(epilog="Example: sidestage top ./endpoint --once")(top)

@@ -1,7 +1,8 @@
 """A notebook in small: cells run in the main thread, Ctrl-C comes in the middle of one, the next one runs.
 
 `python notebook.py STORE NUM_CELLS SEED`: each cell generates and is interrupted at a random time; the
-cell after it must give the tokens of an undisturbed one. Prints how many cells were interrupted.
+cell after it must give the tokens of an undisturbed one. Prints how many cells were interrupted, and
+generates on until it is killed.
 """
 
 import random
@@ -38,6 +39,9 @@ def main() -> None:
         alarm.join()
         assert generate(6) == expected
     sys.stdout.write(f"{num_interrupted} interrupted\n")
+    sys.stdout.flush()
+    while True:
+        generate(400)
 
 
 main()
