@@ -1,7 +1,7 @@
 """`offload`: a stock transformers model whose experts live in another process. And its handle.
 
-The way in for applications and notebooks: installs no signal handler, and leaves nothing behind
-when the handle is closed, when model and handle are forgotten, or when the process ends.
+The way in for applications and notebooks: no signal handler outlives a pass, and nothing is left
+behind when the handle is closed, when model and handle are forgotten, or when the process ends.
 """
 
 import os
