@@ -20,6 +20,8 @@ from protocol.manifest import Manifest
 
 #: A fresh arena is populated before the loader is ready: this much a second, on a slow machine.
 _POPULATE_BYTES_PER_S = 256 * 2**20
+#: A successor finds the arena's pages in place: one that takes longer to come up hangs.
+_RESTART_S = 10.0
 
 
 def start_loader(
@@ -65,7 +67,8 @@ class OwnedLoader:
             opened.callback(os.close, self.arena_fd)
             self.folder = create_folder()
             opened.callback(remove_folder, self.folder)
-            self._child, facts = self._spawn()
+            populate_s = geometry.total_bytes / _POPULATE_BYTES_PER_S
+            self._child, facts = self._spawn(timeout_s + populate_s)
             opened.callback(lambda: self._child.close())
             self.endpoint = str(facts["endpoint"])
             #: The fingerprint of the store that is served.
@@ -101,7 +104,7 @@ class OwnedLoader:
             if self._is_closed or os.getpid() != self._owner:
                 raise RuntimeError("only an open loader can be restarted, by the process that started it")
             self._child.close(timeout_s=0.0)
-            self._child, _ = self._spawn()
+            self._child, _ = self._spawn(min(self._timeout_s, _RESTART_S))
             self.num_restarts += 1
 
     def close(self) -> None:
@@ -118,7 +121,7 @@ class OwnedLoader:
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
-    def _spawn(self) -> tuple[Child, dict[str, object]]:
+    def _spawn(self, ready_timeout_s: float) -> tuple[Child, dict[str, object]]:
         # A loader that stops in order removes its folder, and the folder's folder when it was the last.
         self.folder.parent.mkdir(mode=0o700, exist_ok=True)
         arena = ["--arena-fd", str(self.arena_fd), "--folder", os.fspath(self.folder)]
@@ -127,7 +130,7 @@ class OwnedLoader:
             name="the loader",
             pass_fds=(self.arena_fd,),
             env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
-            ready_timeout_s=self._timeout_s + self.geometry.total_bytes / _POPULATE_BYTES_PER_S,
+            ready_timeout_s=ready_timeout_s,
         )
         try:
             return child, child.wait_ready()
