@@ -23,11 +23,13 @@ def arena() -> Iterator[Arena]:
         yield arena
 
 
-def play_on(arena: Arena, driver: FakeDriver | None = None, num_slots: int = NUM_SLOTS) -> PinnedPlay:
+def play_on(
+    arena: Arena, driver: FakeDriver | None = None, num_slots: int = NUM_SLOTS
+) -> PinnedPlay[FakeDriver]:
     return PinnedPlay(driver or FakeDriver(tick_ns=500), arena, num_slots)
 
 
-def one_step(play: PinnedPlay, numbers: list[int]) -> None:
+def one_step(play: PinnedPlay[FakeDriver], numbers: list[int]) -> None:
     """One order made of `numbers`, each of which becomes something that a stage may ask for or do."""
     play.clock += 1
     order = Order()
@@ -98,7 +100,7 @@ def test_a_slot_that_nobody_reads_is_refilled_without_a_wait(arena: Arena) -> No
     play.transport.close()
 
 
-def landing_order(play: PinnedPlay) -> list[int]:
+def landing_order(play: PinnedPlay[FakeDriver]) -> list[int]:
     slots = []
     while play.coming:
         arrivals = play.transport.wait([*play.coming])
