@@ -138,10 +138,10 @@ def test_the_official_client_reads_refusals_as_its_own_errors(client: openai.Ope
 
 
 def test_greedy_text_is_that_of_run(server: Server, store_4bit: Path) -> None:
-    ran = run("run", store_4bit, *GREEDY, "--max-new-tokens", "40", "--slots", "48", "--json", "-")
-    answer = server.complete(max_tokens=40)
+    ran = run("run", store_4bit, *GREEDY, "--max-new-tokens", "24", "--slots", "48", "--json", "-")
+    answer = server.complete(max_tokens=24)
     assert answer["choices"][0]["text"] == ran.json["text"]
-    assert answer["usage"]["completion_tokens"] == ran.json["new_tokens"] == 40
+    assert answer["usage"]["completion_tokens"] == ran.json["new_tokens"] == 24
 
 
 def test_the_same_seed_gives_the_same_text_and_another_another(server: Server) -> None:
@@ -289,7 +289,7 @@ def test_more_requests_than_may_wait_are_refused_with_429(server: Server) -> Non
 def test_twenty_clients_of_whom_some_leave_are_all_answered_or_refused_and_nothing_is_left(
     server: Server,
 ) -> None:
-    expected = server.text(max_tokens=6)
+    expected = server.text(max_tokens=4)
     crowd(server, expected)
     before = measured(server)
     crowd(server, expected)
@@ -300,19 +300,19 @@ def test_twenty_clients_of_whom_some_leave_are_all_answered_or_refused_and_nothi
     assert after["fds"] == before["fds"]
     assert after["threads"] == before["threads"]
     assert after["bytes"] - before["bytes"] < 32 * 2**20
-    assert server.text(max_tokens=6) == expected
+    assert server.text(max_tokens=4) == expected
 
 
 def crowd(server: Server, expected: str) -> None:
     """Twenty at once: whole answers, streams, and streams that are left after their first event."""
 
     def whole() -> str:
-        answer = server.post("/v1/completions", prompt=PROMPT, temperature=0, max_tokens=6)
+        answer = server.post("/v1/completions", prompt=PROMPT, temperature=0, max_tokens=4)
         assert answer.status_code in (200, 429)
         return answer.json()["choices"][0]["text"] if answer.status_code == 200 else expected
 
     def streamed() -> str:
-        stream = RawStream(server, max_tokens=6)
+        stream = RawStream(server, max_tokens=4)
         assert stream.status in (200, 429)
         text = "".join(event["choices"][0]["text"] for event in stream.events())
         stream.leave()
