@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: run serve test check stress soak fuzz bench clean
+.PHONY: run serve test check stress soak fuzz bench picture clean
 
 # The shipped model with a quarter of its 192 experts in slots, and a prompt of its own world.
 run: $(STAMP)
@@ -42,6 +42,10 @@ fuzz: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python -m pytest -m bench -s
 	$(BIN)/sidestage bench
+
+# The README's picture: a real run and what `sidestage top` shows of it.
+picture: $(STAMP)
+	$(BIN)/python docs/pictures/record.py
 
 # Leaves the environment alone; remove .venv to have it made again.
 clean:

@@ -31,6 +31,8 @@ _LEGEND = (
     (HEAT[3], "in a slot, from lately to all the time"),
 )
 _MIN_WIDTH = 40
+#: Characters for one expert, where there is room.
+_MOST_WIDE = 2
 #: Lines beside the map: four above, one below, and one for the cursor.
 _OTHER_LINES = 8
 
@@ -95,10 +97,11 @@ def _cells(client: ClientRow) -> list[str | Text]:
 
 
 def _map(grid: tuple[str, ...], width: int, height: int | None) -> Text:
-    """A line a layer, a character an expert; where there is no room several share a line or a character."""
+    """A line a layer, a cell an expert; where there is no room several share a line or a cell."""
     margin = len(str(len(grid) - 1)) + 3
     columns = max(width, _MIN_WIDTH) - margin - 1
     across = -(-len(grid[0]) // columns)
+    wide = min(_MOST_WIDE, max(columns // len(grid[0]), 1))
     down = 1 if height is None else -(-len(grid) // max(height, 4))
     text = Text(no_wrap=True, overflow="crop")
     for first in range(0, len(grid), down):
@@ -106,7 +109,7 @@ def _map(grid: tuple[str, ...], width: int, height: int | None) -> Text:
         text.append(f"{first:>{margin - 3}} │ ")
         for start in range(0, len(grid[0]), across):
             char, style = _LOOKS[max("".join(row[start : start + across] for row in rows), key=_ORDER.index)]
-            text.append(char, style)
+            text.append(char * wide, style)
         text.append("\n")
     if across * down > 1:
         text.append(f"a character is {across} experts of {down} layers, and shows the one most in use\n")

@@ -30,7 +30,7 @@ def test_figures_and_map_are_told_without_colours() -> None:
     assert "51 frames: 48 leased, 3 cached, 0 free; queue 2; reads 2.5 MiB/s" in text
     assert "52.3  76%    1%   23%       2%" in text
     assert "47/48" in text
-    assert "0 │ █·+ \n1 │ ░" in text
+    assert "0 │ ██··++  \n1 │ ░░" in text
     assert "\x1b" not in text
 
 
