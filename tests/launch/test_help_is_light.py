@@ -20,7 +20,7 @@ except SystemExit as ended:
 """
 
 
-@pytest.mark.parametrize("command", [(), ("run",), ("serve",), ("convert",), ("loader",), ("doctor",)])
+@pytest.mark.parametrize("command", [(), ("run",), ("serve",), ("plan",), ("top",), ("convert",), ("loader",), ("doctor",)])
 def test_help_imports_nothing_heavy(command: tuple[str, ...]) -> None:
     ended = subprocess.run(
         [sys.executable, "-P", "-c", PROBE, *command, "--help"], capture_output=True, text=True, check=True
