@@ -28,8 +28,12 @@ class Server:
         self._log = log
         self.url = self._await(r"(http://\S+) is open")
         self.port = int(self.url.rpartition(":")[2])
+        # A connection for each request: none stays open that a look at the server's fds would count.
         self.client = httpx.Client(
-            base_url=self.url, headers={"Authorization": f"Bearer {KEY}"}, timeout=60.0
+            base_url=self.url,
+            headers={"Authorization": f"Bearer {KEY}"},
+            timeout=60.0,
+            limits=httpx.Limits(max_keepalive_connections=0),
         )
 
     @property
