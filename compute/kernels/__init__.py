@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from protocol.blob import BlobLayout
 
 #: "cpu" multiplies activations rounded to 16 bits, "cpu-fp32" as they are; see compute.kernels.cpu.
-NAMES = ("auto", "reference", "cpu", "cpu-fp32")
+#: "triton" is for CUDA.
+NAMES = ("auto", "reference", "cpu", "cpu-fp32", "triton")
 
 _log = logging.getLogger("sidestage")
 
@@ -30,8 +31,8 @@ def choose(layout: BlobLayout, name: str = "auto", device: str = "cpu") -> tuple
         raise ValueError(f'no kernel is called "{name}"; known are {", ".join(NAMES)}')
     if name == "reference":
         return ReferenceKernel(layout), "asked for"
-    if name == "auto" and device != "cpu":
-        return ReferenceKernel(layout), f"torch multiplies experts in the memory of {device}"
+    if device != "cpu" or name == "triton":
+        return _choose_on_device(layout, name, device)
     if name == "auto" and layout.bits == "none":
         return ReferenceKernel(layout), "unquantized experts are multiplied by torch, where they lie"
 
@@ -46,6 +47,24 @@ def choose(layout: BlobLayout, name: str = "auto", device: str = "cpu") -> tuple
         return ReferenceKernel(layout), missing
     kernel = CpuKernel(layout, variant="fp32" if name == "cpu-fp32" else "int16")
     return kernel, "asked for" if name != "auto" else "quantized experts in the memory of the CPU"
+
+
+def _choose_on_device(layout: BlobLayout, name: str, device: str) -> tuple[ExpertKernel, str]:
+    """Triton's kernel, or torch's where there is none and nobody asked for it by name."""
+    from compute.kernels.reference import ReferenceKernel
+    from compute.kernels.triton_choice import open_kernel
+
+    if not device.startswith("cuda") or name not in ("auto", "triton"):
+        raise ValueError(f'the "{name}" kernel does not run on {device}: use "auto" or "reference"')
+    kernel = open_kernel(layout, device)
+    if not isinstance(kernel, str):
+        return kernel, "asked for" if name == "triton" else f"experts in the memory of {device}"
+    if name == "triton":
+        raise ValueError(f"there is no triton kernel here, use the reference kernel: {kernel}")
+    _say_once(
+        f"experts are computed by torch alone, several times slower than by the triton kernel: {kernel}"
+    )
+    return ReferenceKernel(layout), kernel
 
 
 @functools.cache
