@@ -1,7 +1,8 @@
 """The compute process of `sidestage chat`: loads a model once, then answers question after question.
 
 `python -P -m launch.chat.speaker` with the fds that every compute process gets; its text fd is the
-socket to the chat. SIGINT ends the answer under way and nothing else. Keeps no history.
+socket to the chat. SIGINT ends the answer under way and nothing else. Keeps no
+history but what the model has read of it.
 """
 
 import signal
@@ -52,6 +53,8 @@ class Speaker:
     """Answers with one model. Raises ValueError when that has no tokenizer."""
 
     def __init__(self, job: Job, offloaded: "Offloaded", line: Line) -> None:
+        from launch.chat.recall import Recall
+
         if offloaded.tokenizer is None:
             raise ValueError(
                 "the model has no tokenizer: nothing can be said to it; use offload() from Python"
@@ -61,6 +64,7 @@ class Speaker:
         self._tokenizer = offloaded.tokenizer
         self._line = line
         self._narrator: Narrator | None = None
+        self._recall = Recall()
         self._num_answers = 0
         self.has_template = self._tokenizer.chat_template is not None
         config = offloaded.model.config.get_text_config()
@@ -78,6 +82,8 @@ class Speaker:
         except ValueError as error:
             self._line.send(refused=str(error))
             return
+        if not any(message["role"] == "assistant" for message in fitted.messages):
+            self._recall.forget()  # a conversation begins: its answers depend on no other
         before = self._offloaded.report()
         told = self._generate(fitted)
         after = self._offloaded.report()
@@ -95,19 +101,27 @@ class Speaker:
         self._num_answers += 1
         model = self._offloaded.model
         inputs = self._encode(fitted.messages)
+        prompt_ids = inputs["input_ids"][0].tolist()
+        cache = self._recall.take(prompt_ids)
+        recalled_tokens = cache.get_seq_length() if cache is not None else 0
         narrator = self._narrator = Narrator(self._tokenizer, _Pieces(self._line))
         try:
             output = model.generate(
                 **{name: tensor.to(model.device) for name, tensor in inputs.items()},
                 **{**generation_keywords(self._job), "max_new_tokens": fitted.max_new_tokens},
+                past_key_values=cache,
+                return_dict_in_generate=True,
                 streamer=narrator,
                 stopping_criteria=StoppingCriteriaList([narrator.stops]),
             )
         finally:
             self._narrator = None
-        token_ids = output[0, fitted.prompt_tokens :].tolist()
+        token_ids = output.sequences[0].tolist()
+        self._recall.keep(output.past_key_values, token_ids)
+        del token_ids[: len(prompt_ids)]
         return {
             "text": self._tokenizer.decode(token_ids, skip_special_tokens=True),
+            "recalled_tokens": recalled_tokens,
             "new_tokens": len(token_ids),
             "ttft_s": narrator.ttft_s,
             "tokens_per_second": narrator.tokens_per_second,

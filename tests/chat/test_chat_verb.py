@@ -15,6 +15,8 @@ import pytest
 from support.cli import SIDESTAGE, Answer, call
 from support.terminal import CTRL_C, on_terminal
 
+#: Two programs, each of which imports torch twice.
+pytestmark = pytest.mark.timeout(300)
 #: Few slots behind a slow link: an answer of a minute, unless it is stopped.
 SLOW = ("--arrangement", "emulated", "--slots", "8", "--link", "4MB/s", "--max-new-tokens", "400")
 TEMPLATE = "{% for m in messages %}<{{ m.role }}> {{ m.content }}\n{% endfor %}<assistant>"
@@ -150,6 +152,12 @@ def test_the_template_makes_the_prompt_of_all_that_was_said(script: Script) -> N
     assert script.told["has_template"] is True
     tokens = [answer["prompt_tokens"] for answer in script.told["answers"]]
     assert tokens[1] > tokens[0] + script.told["answers"][0]["new_tokens"]
+
+
+def test_what_the_model_has_read_is_not_read_again_until_a_reset(script: Script) -> None:
+    first, second, anew = script.told["answers"][:3]
+    assert second["recalled_tokens"] >= first["prompt_tokens"]
+    assert anew["recalled_tokens"] == first["recalled_tokens"] == 0
 
 
 def test_after_a_reset_the_same_question_has_the_same_answer(script: Script) -> None:

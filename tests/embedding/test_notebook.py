@@ -11,6 +11,7 @@ import pytest
 
 NOTEBOOK = Path(__file__).with_name("notebook.py")
 NUM_CELLS = 20
+pytestmark = pytest.mark.timeout(300)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,6 @@ def session(store_4bit: Path) -> Session:
     return Session(said, problem, len(children), len(left))
 
 
-@pytest.mark.timeout(300)
 def test_after_an_interrupted_generate_the_next_one_gives_the_right_tokens(session: Session) -> None:
     assert session.said, session.problem
     assert int(session.said.split()[0]) >= NUM_CELLS - 4

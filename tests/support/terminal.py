@@ -26,7 +26,7 @@ class OnTerminal:
     def press(self, keys: str) -> None:
         os.write(self._master, keys.encode())
 
-    def wait_for(self, text: str, timeout_s: float = 60.0) -> str:
+    def wait_for(self, text: str, timeout_s: float = 120.0) -> str:
         """Until `text` is shown, after what was waited for before; everything up to it."""
         until = time.monotonic() + timeout_s
         while (at := self.shown.find(text, self._seen)) < 0:
@@ -51,8 +51,8 @@ class OnTerminal:
 
 
 @contextmanager
-def on_terminal(*arguments: str | Path) -> Iterator[OnTerminal]:
-    """Start `sidestage ARGUMENTS` on a new terminal; it is killed at the end if it still runs."""
+def on_terminal(*arguments: str | Path, kind: str = "dumb") -> Iterator[OnTerminal]:
+    """Start `sidestage ARGUMENTS` on a new terminal of that kind; it is killed at the end if it still runs."""
     master, slave = os.openpty()
     try:
         process = subprocess.Popen(
@@ -61,7 +61,7 @@ def on_terminal(*arguments: str | Path) -> Iterator[OnTerminal]:
             stdout=slave,
             stderr=slave,
             start_new_session=True,
-            env={**os.environ, "TERM": "dumb", "NO_COLOR": "1"},
+            env={**os.environ, "TERM": kind, "NO_COLOR": "1"},
         )
         os.close(slave)
         with process:
