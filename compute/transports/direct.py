@@ -89,7 +89,7 @@ class DirectTransport:
         return dict(self._last_stats)
 
     def close(self) -> None:
-        self._views = FrameViews()
+        self._views, self._addresses = FrameViews(), FrameAddresses(0)
         self._client.close()
 
     def _settle(self, completions: list[Completion]) -> None:

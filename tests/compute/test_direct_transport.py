@@ -231,6 +231,21 @@ def test_counters_can_still_be_read_after_closing(loader: OwnedLoader, store: Pa
         assert play.transport.stats() == stats
 
 
+def test_a_closed_transport_keeps_no_memory_of_the_arena(loader: OwnedLoader, store: Path) -> None:
+    with playing(loader, store) as play:
+        play.demand(1)
+        play.wait_for_all()
+        arenas = [fd for fd in os.listdir("/proc/self/fd") if is_arena(fd)]
+        play.transport.close()
+        play.there.clear()
+        assert len([fd for fd in os.listdir("/proc/self/fd") if is_arena(fd)]) == len(arenas) - 1
+
+
+def is_arena(fd: str) -> bool:
+    path = Path("/proc/self/fd") / fd
+    return path.is_symlink() and os.readlink(path).startswith("/memfd:sidestage-arena")
+
+
 def test_any_order_of_orders_keeps_the_quota_and_the_bytes(store: Path) -> None:
     with start_loader(store, num_frames=NUM_FRAMES, num_clients=2) as loader:
 
