@@ -72,18 +72,17 @@ def _clients(scene: Scene) -> RenderableType:
     if not scene.clients:
         return Text("no client is in", style="yellow")
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for name in ("client", "process", "tok/s", "hit", "late", "miss", "stalled", "link", "in slots"):
+    for name in ("process", "tok/s", "hit", "late", "miss", "stalled", "link", "in slots"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("runs", no_wrap=True, overflow="ellipsis")
+    table.add_column("runs", overflow="fold")
     for client in scene.clients:
         table.add_row(*_cells(client))
     return table
 
 
 def _cells(client: ClientRow) -> list[str | Text]:
-    about = client.about or "has reported nothing: its leases are shown"
+    about = client.about or "no report: its leases are shown"
     return [
-        str(client.number),
         str(client.pid),
         _number(client.tokens_per_s),
         Text(_share(client.hit), style="green"),

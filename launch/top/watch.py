@@ -32,11 +32,15 @@ def watch(endpoint: str | None, *, once: bool, interval_s: float, timeout_s: flo
         )
     check_place("--json", json)
     with History(endpoint or only_loader(), timeout_s) as history:
-        if once or json is not None or not sys.stdout.isatty():
+        if once or json is not None or not _can_redraw():
             _tell(_one_scene(history), json)
             return
         with contextlib.suppress(KeyboardInterrupt):
             _live(history, interval_s, timeout_s)
+
+
+def _can_redraw() -> bool:
+    return sys.stdout.isatty() and not Console().is_dumb_terminal
 
 
 def _one_scene(history: History) -> Scene:

@@ -52,7 +52,7 @@ class OnTerminal:
 
 @contextmanager
 def on_terminal(*arguments: str | Path, kind: str = "dumb") -> Iterator[OnTerminal]:
-    """Start `sidestage ARGUMENTS` on a new terminal of that kind; it is killed at the end if it still runs."""
+    """Start `sidestage ARGUMENTS` on a new terminal of that kind; it is killed at the end."""
     master, slave = os.openpty()
     try:
         process = subprocess.Popen(

@@ -8,6 +8,7 @@ import pytest
 from support.cli import call
 from support.loader_process import LoaderProcess
 from support.synthetic_store import make_store
+from support.terminal import CTRL_C, on_terminal
 
 from launch.top import find, watch
 from launch.top.history import MIN_INTERVAL_S, History
@@ -107,6 +108,18 @@ def test_what_cannot_be_watched_is_refused(
     answer = call(capsys, "top", *arguments)
     assert answer.code == 1
     assert words in answer.err
+
+
+def test_on_a_terminal_frames_follow_one_another_until_ctrl_c(loader: LoaderProcess) -> None:
+    with on_terminal("top", loader.endpoint, "--interval", "0.25", kind="xterm") as top:
+        top.wait_for("no client is in")
+        with loader.client(quota=4) as client:
+            top.wait_for("no report")
+            client.wait(*client.demand(0))
+            top.wait_for("1 leased")
+        top.press(CTRL_C)
+        assert top.end() == 0
+        assert "Traceback" not in top.shown
 
 
 def test_one_frame_is_written_for_people_and_for_scripts(
