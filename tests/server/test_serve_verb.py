@@ -1,11 +1,13 @@
 """What `sidestage serve` refuses before anything is started, and how it says so."""
 
 import importlib.util
+import signal
 import socket
 from pathlib import Path
 
 import pytest
 from support.cli import Answer, call
+from support.serving import serving
 
 Capture = pytest.CaptureFixture[str]
 
@@ -57,3 +59,10 @@ def test_a_missing_extra_is_named_with_the_command_that_installs_it(
         importlib.util, "find_spec", lambda name, *rest: None if name == "uvicorn" else found(name, *rest)
     )
     assert_refused(call(capsys, "serve"), 1, "uvicorn", "pip install 'sidestage[serve]'")
+
+
+def test_ctrl_c_ends_a_server_that_still_loads_at_once(store_4bit: Path, tmp_path: Path) -> None:
+    with serving(tmp_path, store_4bit) as server:
+        server.process.send_signal(signal.SIGINT)
+        assert server.process.wait(30) == 130
+        assert "Traceback" not in server.log
