@@ -13,32 +13,17 @@ from launch.bench import verb as bench_verb
 from launch.chat import verb as chat_verb
 from launch.doctor import verb as doctor_verb
 from launch.lab import verbs
+from launch.option_groups import cache, compute, conversion, placement, sampling, takes
 from launch.options import (
     INTERRUPTED,
-    ArrangementOption,
     BitsOption,
-    ConnectOption,
-    DeviceOption,
     DirectIoOption,
-    DtypeOption,
     FastOption,
     GroupOption,
     JsonOption,
-    LinkOption,
-    LookaheadOption,
     MaxNewTokensOption,
     ModelArgument,
-    PolicyOption,
-    PredictorOption,
     RamOption,
-    RepetitionPenaltyOption,
-    SeedOption,
-    SlotsOption,
-    TemperatureOption,
-    ThreadsOption,
-    TimeoutOption,
-    TopPOption,
-    VramOption,
     sentences,
 )
 from launch.planning import verb as plan_verb
@@ -58,44 +43,31 @@ app = typer.Typer(
 
 
 @app.command(epilog="Example: sidestage run --slots 48 --prompt 'There was once a wolf who'")
+@takes(sampling, conversion, compute, cache, placement)
 def run(
     model: ModelArgument = None,
     prompt: Annotated[
         str | None, typer.Option(metavar="TEXT", help="What to continue; - reads it from stdin.")
     ] = None,
     max_new_tokens: MaxNewTokensOption = 200,
-    temperature: TemperatureOption = None,
-    top_p: TopPOption = None,
-    repetition_penalty: RepetitionPenaltyOption = None,
-    seed: SeedOption = None,
-    device: DeviceOption = "auto",
-    dtype: DtypeOption = "auto",
-    threads: ThreadsOption = None,
-    bits: BitsOption = None,
-    group: GroupOption = None,
-    fast: FastOption = False,
-    arrangement: ArrangementOption = "auto",
-    slots: SlotsOption = None,
-    vram: VramOption = None,
-    ram: RamOption = None,
-    policy: PolicyOption = "lru",
-    predictor: PredictorOption = "gate",
-    lookahead: LookaheadOption = None,
-    link: LinkOption = None,
-    connect: ConnectOption = None,
-    timeout: TimeoutOption = None,
-    direct_io: DirectIoOption = "auto",
     json: JsonOption = None,
     timeline: Annotated[
         str | None, typer.Option(metavar="FILE", help="Write a Chrome trace of both processes.")
     ] = None,
+    **given: object,
 ) -> None:
     """Continue a prompt with MODEL and tell what the cache, the prefetcher and the link did."""
-    words = dict(locals())
+    words = {
+        "model": model,
+        "prompt": prompt,
+        "max_new_tokens": max_new_tokens,
+        "json": json,
+        "timeline": timeline,
+    }
     with sentences():
         from launch.config import run_config
 
-        config = run_config(words)
+        config = run_config({**words, "json": json, "timeline": timeline, **given})
         from launch.run import run_model
 
         raise typer.Exit(run_model(config))

@@ -4,24 +4,10 @@ from typing import Annotated
 
 import typer
 
+from launch.option_groups import cache, compute, conversion, sampling, takes
 from launch.options import (
-    BitsOption,
-    DtypeOption,
-    FastOption,
-    GroupOption,
     JsonOption,
-    LookaheadOption,
     ModelArgument,
-    PolicyOption,
-    PredictorOption,
-    RamOption,
-    RepetitionPenaltyOption,
-    SeedOption,
-    SlotsOption,
-    TemperatureOption,
-    ThreadsOption,
-    TimeoutOption,
-    TopPOption,
     sentences,
 )
 
@@ -37,6 +23,7 @@ PlotOption = Annotated[str | None, typer.Option(metavar="FILE.png", help="Draw i
 
 
 @trace_app.command(epilog="Example: sidestage trace record --text book.txt --tokens 2000 --out book.npz")
+@takes(sampling, conversion, compute, cache)
 def record(
     model: ModelArgument = None,
     *,
@@ -72,38 +59,30 @@ def record(
     max_new_tokens: Annotated[
         int, typer.Option(metavar="N", help="With --prompts: stop after this many tokens each.")
     ] = 200,
-    temperature: TemperatureOption = None,
-    top_p: TopPOption = None,
-    repetition_penalty: RepetitionPenaltyOption = None,
-    seed: SeedOption = None,
-    dtype: DtypeOption = "auto",
-    threads: ThreadsOption = None,
-    bits: BitsOption = None,
-    group: GroupOption = None,
-    fast: FastOption = False,
-    slots: SlotsOption = None,
-    ram: RamOption = None,
-    policy: PolicyOption = "lru",
-    predictor: PredictorOption = "gate",
-    lookahead: LookaheadOption = None,
-    timeout: TimeoutOption = None,
     json: JsonOption = None,
+    **given: object,
 ) -> None:
     """Run MODEL over prompts or a text, and write which experts each token used.
 
     Slots, policy and prefetch change neither tokens nor routing; they are here so that what the live
     cache did can be compared with a replay of the trace.
     """
-    given = dict(locals())
     with sentences():
         from launch.config import run_config
         from launch.lab.config import RecordConfig
 
-        own = {
-            name: given.pop(name)
-            for name in ("out", "prompts", "text", "passes", "window", "tokens", "predicted", "probs")
-        }
-        config = RecordConfig(run=run_config(given), **own)
+        words = {"model": model, "max_new_tokens": max_new_tokens, "json": json, **given}
+        config = RecordConfig(
+            run=run_config(words),
+            out=out,
+            prompts=prompts,
+            text=text,
+            passes=passes,
+            window=window,
+            tokens=tokens,
+            predicted=predicted,
+            probs=probs,
+        )
         from launch.lab.record import record_trace
 
         record_trace(config)

@@ -4,32 +4,13 @@ from typing import Annotated
 
 import typer
 
-from launch.options import (
-    ArrangementOption,
-    BitsOption,
-    ConnectOption,
-    DeviceOption,
-    DirectIoOption,
-    DtypeOption,
-    FastOption,
-    GroupOption,
-    LinkOption,
-    LookaheadOption,
-    ModelArgument,
-    PolicyOption,
-    PredictorOption,
-    RamOption,
-    SlotsOption,
-    ThreadsOption,
-    TimeoutOption,
-    VramOption,
-    sentences,
-)
+from launch.option_groups import cache, compute, conversion, placement, takes
+from launch.options import ModelArgument, sentences
 
 WRONG_USAGE = 2
-_OWN = ("host", "port", "api_key", "queue", "batch")
 
 
+@takes(conversion, compute, cache, placement)
 def serve(
     model: ModelArgument = None,
     host: Annotated[
@@ -46,23 +27,7 @@ def serve(
         int,
         typer.Option(metavar="N", help="Requests answered at once; above 1 low-order bits may change."),
     ] = 1,
-    device: DeviceOption = "auto",
-    dtype: DtypeOption = "auto",
-    threads: ThreadsOption = None,
-    bits: BitsOption = None,
-    group: GroupOption = None,
-    fast: FastOption = False,
-    arrangement: ArrangementOption = "auto",
-    slots: SlotsOption = None,
-    vram: VramOption = None,
-    ram: RamOption = None,
-    policy: PolicyOption = "lru",
-    predictor: PredictorOption = "gate",
-    lookahead: LookaheadOption = None,
-    link: LinkOption = None,
-    connect: ConnectOption = None,
-    timeout: TimeoutOption = None,
-    direct_io: DirectIoOption = "auto",
+    **given: object,
 ) -> None:
     """Serve MODEL over HTTP as OpenAI's API does: /v1/chat/completions, /v1/completions, /v1/models.
 
@@ -71,7 +36,6 @@ def serve(
     Example: sidestage serve --slots 96, and elsewhere
     curl -N localhost:8000/v1/completions -d '{"prompt": "Once upon a time", "stream": true}'
     """
-    words = dict(locals())
     with sentences():
         from launch.server.extra import check_extra
 
@@ -81,8 +45,8 @@ def serve(
         from launch.server.listener import UsageError
         from launch.server.serve import serve_model
 
-        own = {name: words.pop(name) for name in _OWN}
-        config = ServeConfig(run=run_config(words), **own)
+        run = run_config({"model": model, **given})
+        config = ServeConfig(run=run, host=host, port=port, api_key=api_key, queue=queue, batch=batch)
         try:
             serve_model(config)
         except UsageError as error:
