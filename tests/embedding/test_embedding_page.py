@@ -2,17 +2,28 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from compute.cache_folder import Quantization, cached_store
+
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "embedding.md"
 #: A checkpoint is converted once, and each program imports torch.
 pytestmark = pytest.mark.timeout(300)
 PROGRAMS = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.DOTALL | re.MULTILINE)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def converted(store_4bit: Path) -> None:
+    """What the first program would do, and would leave for the others: minutes for a real model."""
+    place = cached_store(ROOT / "launch" / "model", Quantization())
+    if not place.exists():
+        shutil.copytree(store_4bit, place)
 
 
 def _run(number: int, folder: Path) -> str:
