@@ -110,11 +110,11 @@ class ArmProcess:
 
 
 def _environment(job: ArmJob) -> Mapping[str, str]:
-    """No GPU, no chatter, threads that sleep where they would spin beside other arms."""
+    """No GPU unless asked for, no chatter, threads that sleep where they would spin beside other arms."""
     threads = {} if job.threads is None else {"OMP_NUM_THREADS": str(job.threads)}
     return {
         **os.environ,
-        "CUDA_VISIBLE_DEVICES": "",
+        **({} if job.device == "cuda" else {"CUDA_VISIBLE_DEVICES": ""}),
         "TRANSFORMERS_VERBOSITY": "error",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "passive"),

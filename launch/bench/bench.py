@@ -53,9 +53,7 @@ def bench(config: BenchConfig) -> int:
     arms = _measure(jobs, config, reading)
     figures = [_figures(arm, measured, config) for arm, measured in zip(chosen, arms)]
     _add_bounds(figures, config, store, manifest, reading)
-    from launch.planning.prediction import add_predictions
-
-    compared = add_predictions(figures, store, config.routing)
+    compared = _predicted(figures, config, store)
     if config.json is not None:
         write_json(config.json, json.dumps(_report(figures, config, manifest, reading)))
     out = sys.stderr if config.json == "-" else sys.stdout
@@ -125,10 +123,22 @@ def _add_bounds(
     offloaded = [each for each in measured if arm_of(each["arm"], 0).offloads]
     if not offloaded or resident is None:
         return
-    rate = config.link or config.rate or read_bytes_per_s(store, manifest, reading.is_direct)
-    means = Means(manifest.layout.stride, rate, is_link=config.link is not None)
+    stated: float = config.link or config.rate or 0
+    if not stated and config.device == "cpu":
+        stated = read_bytes_per_s(store, manifest, reading.is_direct)
+    is_link = config.device == "cuda" or config.link is not None
     for each in offloaded:
+        means = Means(manifest.layout.stride, each.get("link_bytes_per_s", stated), is_link)
         add_bound(each, resident, means, config.tg)
+
+
+def _predicted(figures: list[Figures], config: BenchConfig, store: Path) -> list[str]:
+    """What `plan` would have said; it knows no CUDA device's compute yet."""
+    if config.device == "cuda":
+        return []
+    from launch.planning.prediction import add_predictions
+
+    return add_predictions(figures, store, config.routing)
 
 
 def _report(
@@ -144,6 +154,7 @@ def _report(
         "moe_layers": manifest.num_layers,
         "bits": manifest.layout.bits,
         "expert_bytes": manifest.layout.stride,
+        "device": config.device,
         "pp": config.pp,
         "tg": config.tg,
         "repeat": config.repeat,

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compute.cache_folder import Quantization
+from compute.cuda_presence import has_cuda
 from compute.policies import OFFLINE, find
 from launch.bench import shapes
 from launch.bench.arms import arm_of
@@ -29,6 +30,7 @@ class BenchConfig:
     repeat: int = 3
     gate_recall: float = 0.75
     seed: int = 0
+    device: str = "cpu"
     bits: str | None = None
     group: int | None = None
     lookahead: int = 1
@@ -54,6 +56,7 @@ class BenchConfig:
             raise ValueError(f"--gate-recall is {self.gate_recall:g}; allowed is 0 to 1")
         direct_io.check_choice(self.direct_io)
         self._check_policy()
+        self._check_device()
 
     @property
     def quantization(self) -> Quantization:
@@ -84,6 +87,21 @@ class BenchConfig:
             )
         if any(arm.lookahead == 0 for arm in oracles):
             raise ValueError("the arm oracle looks ahead: pass --lookahead 1 or more, or leave it out")
+
+    def _check_device(self) -> None:
+        if self.device not in ("cpu", "cuda"):
+            raise ValueError(f"--device is {self.device!r}; allowed: cpu, cuda")
+        if self.device == "cpu":
+            return
+        if self.link is not None or self.rate is not None:
+            raise ValueError(
+                "--link and --rate stand in for a device and a disk; with --device cuda experts cross the "
+                "real link, out of host memory: leave them out"
+            )
+        if self.ram is not None:
+            raise ValueError("--ram does not bound what is resident on a CUDA device: pass --slots")
+        if not has_cuda():
+            raise ValueError("--device is 'cuda', and there is no CUDA device here: use cpu")
 
     def _check_policy(self) -> None:
         if self.policy in OFFLINE:

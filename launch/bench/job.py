@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 class ArmJob:
     """`arm` is its name, `kind` what it is. `folder`: a store for our arms, a checkpoint for stock ones.
 
-    Rates in bytes a second. `direct_io`: whether a loader reads past the page cache.
-    `cpu_expert_bytes`: what the arm accelerate may keep of the experts; the rest stays on disk.
+    `device` is "cpu" or "cuda". Rates in bytes a second. `direct_io`: whether a loader reads past the
+    page cache. `cpu_expert_bytes`: what the arm accelerate may keep of the experts; the rest stays on disk.
     """
 
     arm: str
@@ -32,6 +32,7 @@ class ArmJob:
     num_segments: int
     timeout: float | None
     direct_io: bool = False
+    device: str = "cpu"
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))

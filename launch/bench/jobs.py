@@ -48,6 +48,8 @@ def _job(
     free_bytes: int,
 ) -> ArmJob:
     arrangement = "emulated" if config.link is not None and arm.offloads else "direct"
+    if config.device == "cuda":
+        arrangement = "pinned"
     budget = _budget(arm, config, manifest, arrangement, free_bytes)
     return ArmJob(
         arm=arm.name,
@@ -69,6 +71,7 @@ def _job(
         tg=config.tg,
         num_segments=config.repeat + 1,
         timeout=config.timeout,
+        device=config.device,
     )
 
 
@@ -80,6 +83,9 @@ def _budget(arm: Arm, config: BenchConfig, manifest: Manifest, arrangement: str,
         slots = manifest.num_keys
     elif slots is None and config.ram is None:
         slots = max(manifest.num_keys // 2, manifest.top_k)
+    if arrangement == "pinned":
+        assert slots is not None
+        return Budget(min(slots, manifest.num_keys), 0, manifest.num_keys, "", ())
     asked = Asked(
         arrangement=arrangement,
         ram=None if is_resident else config.ram,

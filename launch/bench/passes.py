@@ -52,6 +52,7 @@ def run_prompt(model: PreTrainedModel, tokens: Tensor, announce: Announce) -> tu
     announce(0, tokens.shape[1])
     started = time.perf_counter()
     model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    _finish(model)
     return cache, time.perf_counter() - started
 
 
@@ -63,7 +64,14 @@ def run_decode(
     for place in range(first, tokens.shape[1]):
         announce(place, 1)
         model(input_ids=tokens[:, place : place + 1], past_key_values=cache, use_cache=True, logits_to_keep=1)
+    _finish(model)
     return time.perf_counter() - started
+
+
+def _finish(model: PreTrainedModel) -> None:
+    """A device computes behind the host: its time counts."""
+    if model.device.type == "cuda":
+        torch.cuda.synchronize(model.device)
 
 
 def check_length(model: PreTrainedModel, pp: int, tg: int) -> None:

@@ -6,11 +6,14 @@ from pathlib import Path
 
 import torch
 
+from launch.bench.arms import OFFLOADED
 from launch.bench.job import ArmJob
 from launch.bench.memory import peak_rss_bytes
 from launch.bench.passes import check_length, run_decode, run_prompt, tokens_for
 from launch.bench.routing import Routing, impose, recorded, sweep
 from launch.bench.subject import Report, Subject, open_subject, shape_of
+
+_LINK_BYTES = 64 * 2**20
 
 #: Counters whose growth over a phase is told.
 COUNTED = (
@@ -38,7 +41,8 @@ class Rehearsal:
         model, tokenizer = self._subject.model, self._subject.tokenizer
         check_length(model, job.pp, job.tg)
         self._length = job.pp + job.tg
-        self._tokens = tokens_for(model, tokenizer, self._length * job.num_segments)
+        tokens = tokens_for(model, tokenizer, self._length * job.num_segments)
+        self._tokens = tokens.to(model.device)
         num_experts, top_k = shape_of(Path(job.folder))
         if job.kind == "resident":
             _touch_all(self._subject, num_experts, top_k)
@@ -49,12 +53,22 @@ class Rehearsal:
         report = self._subject.report()
         named = ("kernel", "arrangement", "policy", "predictor", "lookahead", "slots", "frames", "bits")
         return {
+            **self._link_facts(),
             **{name: report[name] for name in named if name in report},
             "dtype": str(self._subject.model.dtype).removeprefix("torch."),
             "threads": torch.get_num_threads(),
             "num_moe_layers": len(self._subject.experts),
             "note": self._subject.note,
         }
+
+    def _link_facts(self) -> dict[str, object]:
+        """The best that a device's link does, for the bound of who offloads to it."""
+        if self._job.device != "cuda" or self._job.kind not in OFFLOADED:
+            return {}
+        from compute.link_probe import measure_link
+        from compute.transports.cuda_driver import CudaDriver
+
+        return {"link_bytes_per_s": measure_link(CudaDriver(), _LINK_BYTES).best}
 
     def run(self, number: int) -> dict[str, object]:
         """Segment `number`: seconds of both phases, and what the counters grew by in each."""
@@ -113,7 +127,8 @@ def _touch_all(subject: Subject, num_experts: int, top_k: int) -> None:
     """Bring every expert into its slot, so that nothing is read any more."""
     told = sweep(num_experts, top_k)
     hooks = [impose(module, lambda num_rows: told[:num_rows]) for module in subject.experts]
-    subject.model(input_ids=torch.zeros(1, len(told), dtype=torch.long), use_cache=False, logits_to_keep=1)
+    tokens = torch.zeros(1, len(told), dtype=torch.long, device=subject.model.device)
+    subject.model(input_ids=tokens, use_cache=False, logits_to_keep=1)
     for hook in hooks:
         hook.remove()
 

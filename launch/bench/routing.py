@@ -56,7 +56,7 @@ class Routing:
         def answer(hidden: Tensor) -> tuple[Tensor, ...]:
             logits, weights, index, *more = ask(hidden)
             if self._now is not None:
-                index = _rows_of(self._now[1], layer, len(index))
+                index = _rows_of(self._now[1], layer, len(index)).to(index.device)
             return logits, weights, index, *more
 
         router.forward = answer
@@ -78,7 +78,7 @@ def impose(module: nn.Module, choose: Callable[[int], Tensor | None]) -> Removab
     def replace_index(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         hidden, index, weights = args
         told = choose(len(index))
-        return None if told is None else (hidden, told, weights[:, : told.shape[1]])
+        return None if told is None else (hidden, told.to(index.device), weights[:, : told.shape[1]])
 
     return module.register_forward_pre_hook(replace_index, prepend=True)
 

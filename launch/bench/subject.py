@@ -39,7 +39,9 @@ def open_subject(job: ArmJob, opened: ExitStack) -> Subject:
         torch.set_num_threads(job.threads)
     match job.kind:
         case "transformers":
-            return _stock(job, {})
+            return _stock(job, {"device_map": job.device} if job.device == "cuda" else {})
+        case "accelerate" if job.device == "cuda":
+            return _in_host_memory(job)
         case "accelerate":
             return _on_disk(job, opened)
         case _:
@@ -64,6 +66,7 @@ def _ours(job: ArmJob, opened: ExitStack) -> Subject:
             connect=loader.endpoint,
             slots=job.slots,
             arrangement=job.arrangement,
+            device=job.device,
             link=job.link,
             policy=job.policy,
             predictor="gate" if job.lookahead else "none",
@@ -98,6 +101,16 @@ def _on_disk(job: ArmJob, opened: ExitStack) -> Subject:
     return replace(subject, note=note)
 
 
+def _in_host_memory(job: ArmJob) -> Subject:
+    """accelerate's CPU offload: layers of experts in host memory, as many on the device as slots take."""
+    device_map, num_kept = _device_map(Path(job.folder), job.cpu_expert_bytes, kept="cuda", others="cpu")
+    subject = _stock(job, {"device_map": device_map})
+    note = (
+        f"{num_kept} of {len(subject.experts)} layers' experts stay on the device, the others in host memory"
+    )
+    return replace(subject, note=note)
+
+
 def charge(modules: list[nn.Module], rate: int) -> None:
     """Before a module runs, wait as long as `rate` takes for the experts that its tokens use.
 
@@ -112,15 +125,17 @@ def charge(modules: list[nn.Module], rate: int) -> None:
         module.register_forward_pre_hook(wait)
 
 
-def _device_map(checkpoint: Path, cpu_expert_bytes: int) -> tuple[dict[str, str], int]:
-    """Where each module goes, and how many layers' experts stay in memory: the first ones that fit."""
+def _device_map(
+    checkpoint: Path, expert_bytes: int, kept: str = "cpu", others: str = "disk"
+) -> tuple[dict[str, str], int]:
+    """Where each module goes, and how many layers' experts stay with the rest: the first ones that fit."""
     model = study(checkpoint).model
     found = {name: m for name, m in model.named_modules() if experts.is_experts_module(m)}
     layer_bytes = sum(2 * parameter.numel() for parameter in next(iter(found.values())).parameters())
-    num_kept = min(cpu_expert_bytes // layer_bytes, len(found))
-    on_disk = set(list(found)[num_kept:])
+    num_kept = min(expert_bytes // layer_bytes, len(found))
+    elsewhere = set(list(found)[num_kept:])
     holders = [name for name, module in model.named_modules() if module._parameters or module._buffers]
-    return {name: "disk" if name in on_disk else "cpu" for name in holders}, num_kept
+    return {name: others if name in elsewhere else kept for name in holders}, num_kept
 
 
 def _stock(job: ArmJob, placement: Mapping[str, object]) -> Subject:

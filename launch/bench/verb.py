@@ -53,6 +53,13 @@ def bench(
         ),
     ] = 0.75,
     seed: Annotated[int, typer.Option(metavar="S", help="Of the gate's mistakes.")] = 0,
+    device: Annotated[
+        str,
+        typer.Option(
+            metavar="cpu|cuda",
+            help="Where every arm computes; on cuda, offload is pinned: every expert in host memory.",
+        ),
+    ] = "cpu",
     bits: BitsOption = None,
     group: GroupOption = None,
     lookahead: Annotated[int, typer.Option(metavar="D", help="MoE layers to look ahead; 0 is off.")] = 1,
