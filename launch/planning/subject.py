@@ -204,10 +204,8 @@ def _dense(anatomy: Anatomy) -> tuple[int, int]:
     num_bytes = sum(each.numel() for each in dense.values()) * dtype.itemsize
     embedding = model.get_input_embeddings().weight
     head = model.get_output_embeddings()
-    is_tied = bool(model.config.get_text_config().tie_word_embeddings) or head is None
-    own = 0 if is_tied else embedding.numel() * dtype.itemsize
-    if is_tied and head is not None and head.weight is not embedding:
-        num_bytes -= embedding.numel() * dtype.itemsize  # on the meta device tied weights are two
+    is_its_own = head is not None and head.weight is not embedding
+    own = embedding.numel() * dtype.itemsize if is_its_own else 0
     return num_bytes, num_bytes - own
 
 
