@@ -152,6 +152,7 @@ class CudaLink:
             self._ring.close()
         self._lock.close()
         self._alarm.close()
+        self._pool = self._pool[:0].clone()
 
     def _by_ring(self, chunk: Chunk, source: Completion) -> int:
         """Copy the chunk to page-locked memory; where it is now."""

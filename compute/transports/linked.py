@@ -222,7 +222,13 @@ class LinkedTransport:
         with ExitStack() as closing:
             closing.callback(os.close, self._wake)
             closing.callback(self._client.close)
+            closing.callback(self._forget)
             closing.callback(self._link.close, self._client.timeout_s)
+
+    def _forget(self) -> None:
+        """Whoever still holds this transport holds no memory of the slots."""
+        self.pool = self.pool[:0].clone()
+        self._slots = []
 
     def _check(self) -> None:
         """Raise what the link thread met."""
