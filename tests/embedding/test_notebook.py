@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 NOTEBOOK = Path(__file__).with_name("notebook.py")
-NUM_CELLS = 20
+NUM_CELLS = 12
 pytestmark = pytest.mark.timeout(300)
 
 
@@ -40,7 +40,7 @@ def session(store_4bit: Path) -> Session:
 
 def test_after_an_interrupted_generate_the_next_one_gives_the_right_tokens(session: Session) -> None:
     assert session.said, session.problem
-    assert int(session.said.split()[0]) >= NUM_CELLS - 4
+    assert int(session.said.split()[0]) >= NUM_CELLS - 3
 
 
 def test_a_kernel_that_dies_in_the_middle_of_a_cell_leaves_nobody(session: Session) -> None:
