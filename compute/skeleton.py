@@ -17,6 +17,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from compute import experts
+from compute.head import straighten_rows
 from protocol.errors import ModelError, StoreError
 from protocol.manifest import Manifest
 
@@ -86,6 +87,7 @@ def build(
     )
     _check_loading(store, info)
     model.requires_grad_(False)
+    straighten_rows(model)
     return model.to(device), _tokenizer(store)
 
 

@@ -58,6 +58,19 @@ def test_the_model_is_a_stock_one_that_keeps_no_trace_of_the_loading(tmp_path: P
     assert tokenizer is None
 
 
+@torch.no_grad()
+def test_the_head_gets_the_last_rows_of_a_prompt_as_a_matrix_of_their_own(tmp_path: Path) -> None:
+    _, store = make_tiny_store("olmoe", tmp_path)
+    model, _ = skeleton.build(store, Manifest.read(store), "auto", "cpu")
+    seen: list[torch.Tensor] = []
+    model.lm_head.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    sequence = torch.randn(2, 9, model.config.hidden_size, generator=torch.Generator().manual_seed(0))
+    straight = model.lm_head(sequence[:, -1:].contiguous())
+    assert torch.equal(model.lm_head(sequence[:, -1:]), straight)
+    model.lm_head(sequence[:1, -1:])
+    assert [rows.stride()[0] for rows in seen] == [rows.shape[1] * rows.shape[2] for rows in seen]
+
+
 def test_the_tokenizer_comes_with_a_store_that_has_one(store_none: Path) -> None:
     _, tokenizer = skeleton.build(store_none, Manifest.read(store_none), "auto", "cpu")
     assert tokenizer is not None
