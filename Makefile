@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: run serve test check stress soak fuzz bench picture clean
+.PHONY: run serve test check stress soak fuzz bench picture gpu gpu-report clean
 
 # The shipped model with a quarter of its 192 experts in slots, and a prompt of its own world.
 run: $(STAMP)
@@ -46,6 +46,14 @@ bench: $(STAMP)
 # The README's picture: a real run and what `sidestage top` shows of it.
 picture: $(STAMP)
 	$(BIN)/python docs/pictures/record.py
+
+# Both need a CUDA device: what must hold there (under five minutes), and the figures (under ten).
+gpu: $(STAMP)
+	$(BIN)/python -m pytest -m gpu tests/gpu
+
+GPU_REPORT ?= build/gpu
+gpu-report: $(STAMP)
+	$(BIN)/python tests/gpu/report.py $(GPU_REPORT)
 
 # Leaves the environment alone; remove .venv to have it made again.
 clean:

@@ -1,0 +1,51 @@
+"""The report of a CUDA device, as far as it goes without one."""
+
+import sys
+
+from gpu import report
+from gpu.link_report import report as link_report
+from support.fake_driver import FakeDriver
+
+XML = """<testsuites><testsuite tests="3" failures="1" errors="0" skipped="{skipped}">
+<testcase name="test_a"/><testcase name="test_b"><failure message="not equal&#10;more"/></testcase>
+</testsuite></testsuites>"""
+
+
+def test_a_failed_check_is_named() -> None:
+    step = report.read_checks(XML.format(skipped=1))
+    assert step.facts["failures"] == 1 and step.table == [{"test": "test_b", "why": ["not equal"]}]
+    assert not step.error
+
+
+def test_checks_that_were_all_skipped_are_no_success() -> None:
+    assert "no CUDA device" in report.read_checks(XML.format(skipped=3)).error
+
+
+def test_what_was_not_measured_is_written_as_that() -> None:
+    bad = {"arm": "accelerate", "error": "out of memory"}
+    good = {"arm": "offload@1", "tg_tokens_per_second": 12.34, "hit_rate": 0.5, "efficiency": None}
+    steps = [
+        report.Step("bench, half", table=[bad, good]),
+        report.Step("link", error="not finished within 9 s"),
+    ]
+    text = report.as_markdown(steps)
+    assert "| accelerate |  |  |  |  | out of memory |" in text
+    assert "| offload@1 | 12.3 | - | - | 50.0% |" in text
+    assert "**Not measured: not finished within 9 s**" in text
+
+
+def test_a_command_that_dies_or_hangs_is_a_step_with_an_error() -> None:
+    died = report.run(
+        "a", [sys.executable, "-c", "raise SystemExit('why')"], 60, lambda text: report.Step("")
+    )
+    assert died.error == "why"
+    slow = report.run(
+        "b", [sys.executable, "-c", "import time; time.sleep(60)"], 5, lambda text: report.Step("")
+    )
+    assert "not finished within 5 s" in slow.error
+    assert report.run("c", ["true"], 1, lambda text: report.Step("")).error == "no time was left"
+
+
+def test_the_link_is_told_with_its_share_of_the_best() -> None:
+    told = link_report(FakeDriver(rate=1e12, tick_ns=10**6, reads_pageable=True), 2**20, {"small": 70_000})
+    assert told["table"][0]["bytes"] == 73_728 and told["table"][0]["of the best"] > 0  # type: ignore[index]

@@ -1,0 +1,201 @@
+"""One run of everything that needs a CUDA device: the checks, the link, and the benchmark's tables.
+
+`make gpu-report`, or `python tests/gpu/report.py FOLDER [--routing T.npz] [--shape S] [--layers N]`.
+Writes gpu-report.json and gpu-report.md into FOLDER within ten minutes. A step that fails, or for
+which no time is left, is written down as that; the others go on.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+from xml.etree import ElementTree
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "tests"))
+
+TOTAL_S = 580.0
+SHARES = (50, 25, 10)
+#: Compared with stock at this share of slots.
+STOCK_SHARE = 25
+COLUMNS = (
+    ("arm", "{}"),
+    ("tg_tokens_per_second", "{:.1f}"),
+    ("tg_deviation", "{:.1f}"),
+    ("pp_tokens_per_second", "{:.0f}"),
+    ("hit_rate", "{:.1%}"),
+    ("bound", "{}"),
+    ("bound_tokens_per_second", "{:.1f}"),
+    ("efficiency", "{:.1%}"),
+)
+
+Json = dict[str, Any]
+
+
+@dataclass
+class Step:
+    """What one step came to. `table`: rows of figures; `error`: why there are none."""
+
+    name: str
+    command: str = ""
+    seconds: float = 0.0
+    error: str = ""
+    facts: Json = field(default_factory=dict)
+    table: list[Json] = field(default_factory=list)
+
+
+class Clock:
+    """The time that is left for all of it."""
+
+    def __init__(self, total_s: float) -> None:
+        self._until_s = time.monotonic() + total_s
+
+    def left_s(self, most_s: float) -> float:
+        return min(most_s, self._until_s - time.monotonic())
+
+
+def run(name: str, argv: Sequence[str], timeout_s: float, read: Callable[[str], Step]) -> Step:
+    """Run a command, and read its stdout into a step."""
+    if timeout_s < 5:
+        return Step(name, " ".join(argv), error="no time was left")
+    started_s = time.monotonic()
+    try:
+        ended = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=timeout_s, check=False)
+        step = _read(ended, read)
+    except subprocess.TimeoutExpired:
+        step = Step(name, error=f"not finished within {timeout_s:.0f} s")
+    step.name, step.command, step.seconds = name, " ".join(argv), time.monotonic() - started_s
+    return step
+
+
+def _read(ended: subprocess.CompletedProcess[str], read: Callable[[str], Step]) -> Step:
+    """What its answer says; where there is none, its last words."""
+    last_words = (ended.stderr.strip().splitlines() or [f"exit code {ended.returncode}"])[-1]
+    try:
+        step = read(ended.stdout)
+    except (ValueError, KeyError, ElementTree.ParseError, OSError):
+        return Step("", error=last_words)
+    if not (step.facts or step.table or step.error):
+        step.error = last_words
+    return step
+
+
+def checks(clock: Clock) -> Step:
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "checks.xml")
+        argv = [sys.executable, "-m", "pytest", "-m", "gpu", "tests/gpu", f"--junitxml={path}"]
+        return run("checks", argv, clock.left_s(300), lambda _: read_checks(path.read_text()))
+
+
+def read_checks(xml: str) -> Step:
+    """Counts, and a row for each test that failed."""
+    suite = next(ElementTree.fromstring(xml).iter("testsuite"))
+    counts = {name: int(suite.get(name, 0)) for name in ("tests", "failures", "errors", "skipped")}
+    bad = [
+        {"test": case.get("name"), "why": (found.get("message") or "").splitlines()[:1]}
+        for case in suite.iter("testcase")
+        for found in (case.find("failure"), case.find("error"))
+        if found is not None
+    ]
+    step = Step("checks", facts=counts, table=bad)
+    if counts["tests"] == counts["skipped"]:
+        step.error = "every check was skipped: there is no CUDA device"
+    return step
+
+
+def doctor(clock: Clock) -> Step:
+    argv = [*sidestage(), "doctor", "--json", "-"]
+    return run("doctor", argv, clock.left_s(120), lambda text: Step("", table=json.loads(text)["checks"]))
+
+
+def link(clock: Clock) -> Step:
+    argv = [sys.executable, str(ROOT / "tests" / "gpu" / "link_report.py")]
+    return run("link", argv, clock.left_s(90), lambda text: Step("", **json.loads(text)))
+
+
+def bench(clock: Clock, given: argparse.Namespace, share: int, num_experts: int) -> Step:
+    slots = str(max(num_experts * share // 100, 1))
+    arms = "resident,offload@0,offload@1" + (",transformers,accelerate" if share == STOCK_SHARE else "")
+    argv = [*sidestage(), "bench", "--device", "cuda", "--shape", given.shape, "--layers", str(given.layers)]
+    argv += ["--slots", slots, "--arms", arms, "--pp", "32", "--tg", "64", "--repeat", "2", "--json", "-"]
+    argv += ["--routing", given.routing] if given.routing else []
+    name = f"bench, slots for {share} % of the experts"
+    return run(name, argv, clock.left_s(240), lambda text: Step("", table=json.loads(text)["arms"]))
+
+
+def sidestage() -> list[str]:
+    return [sys.executable, "-c", "from launch.cli import main; main()"]
+
+
+def number_of_experts(shape: str, num_layers: int) -> int:
+    from launch.bench.shapes import config_of
+
+    config = config_of(shape, num_layers)
+    return int(config.get("num_experts") or config["num_local_experts"]) * num_layers
+
+
+def as_markdown(steps: Sequence[Step]) -> str:
+    """A section for each step."""
+    parts = ["# Report of a CUDA device", ""]
+    for step in steps:
+        parts += [f"## {step.name}", "", f"`{step.command}`, {step.seconds:.0f} s", ""]
+        if step.error:
+            parts += [f"**Not measured: {step.error}**", ""]
+        parts += [f"- {name}: {value}" for name, value in step.facts.items()]
+        parts += [""] if step.facts else []
+        parts += [*_table(step), ""] if step.table else []
+    return "\n".join(parts)
+
+
+def _table(step: Step) -> list[str]:
+    if step.name.startswith("bench"):
+        rows = [[_cell(row, name, form) for name, form in COLUMNS] for row in step.table]
+        names = [name.removesuffix("_tokens_per_second") for name, _ in COLUMNS]
+    else:
+        names = list(dict.fromkeys(name for row in step.table for name in row))
+        rows = [[str(row.get(name, "")) for name in names] for row in step.table]
+    lines = [names, ["---"] * len(names), *rows]
+    return ["| " + " | ".join(line) + " |" for line in lines]
+
+
+def _cell(row: Json, name: str, form: str) -> str:
+    if row.get("error"):
+        return str(row["arm"] if name == "arm" else row["error"] if name == "bound" else "")
+    value = row.get(name)
+    return "-" if value is None else form.format(value)
+
+
+def main() -> int:
+    given = _arguments()
+    clock = Clock(TOTAL_S)
+    given.folder.mkdir(parents=True, exist_ok=True)
+    num_experts = number_of_experts(given.shape, given.layers)
+    steps: list[Step] = []
+    tables = [lambda share=share: bench(clock, given, share, num_experts) for share in SHARES]
+    for take in (lambda: doctor(clock), lambda: link(clock), lambda: checks(clock), *tables):
+        steps.append(take())
+        sys.stderr.write(f"{steps[-1].name}: {steps[-1].error or 'done'}, {steps[-1].seconds:.0f} s\n")
+        Path(given.folder, "gpu-report.json").write_text(
+            json.dumps([asdict(step) for step in steps], indent=1)
+        )
+        Path(given.folder, "gpu-report.md").write_text(as_markdown(steps))
+    return 1 if any(step.error for step in steps) else 0
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="gpu-report")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--routing")
+    parser.add_argument("--shape", default="qwen3-30b-a3b")
+    parser.add_argument("--layers", type=int, default=6)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
