@@ -61,9 +61,7 @@ def _choose_on_device(layout: BlobLayout, name: str, device: str) -> tuple[Exper
         return kernel, "asked for" if name == "triton" else f"experts in the memory of {device}"
     if name == "triton":
         raise ValueError(f"there is no triton kernel here, use the reference kernel: {kernel}")
-    _say_once(
-        f"experts are computed by torch alone, several times slower than by the triton kernel: {kernel}"
-    )
+    _say_once(f"experts are computed by torch alone, one after the other: {kernel}")
     return ReferenceKernel(layout), kernel
 
 

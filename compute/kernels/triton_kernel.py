@@ -10,7 +10,6 @@ import weakref
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import chain, pairwise, repeat
 from typing import Protocol, cast
 
@@ -29,6 +28,7 @@ from compute.kernels.triton_plan import (
     block_tile,
     decode_tile,
     down_matrix,
+    rows_of_block,
     up_matrix,
 )
 from protocol.blob import BlobLayout
@@ -63,6 +63,7 @@ class Rows:
     starts: Tensor | None
     counts: Tensor | None
     num_tokens: int
+    is_wide: bool
 
 
 @dataclass(frozen=True)
@@ -74,14 +75,12 @@ class _Anatomy:
     gate: Gate | None
     has_norm: bool
 
-    @cached_property
-    def decode_tiles(self) -> tuple[Tile, Tile]:
-        return decode_tile(self.up), decode_tile(self.down)
-
-    def tiles(self, num_tokens: int) -> tuple[Tile, Tile]:
-        if num_tokens <= MAX_DECODE_TOKENS:
-            return self.decode_tiles
-        return block_tile(self.up, num_tokens), block_tile(self.down, num_tokens)
+    def tiles(self, rows: Rows) -> tuple[Tile, Tile]:
+        """Of the first projection, and of the second."""
+        if rows.starts is None:
+            return decode_tile(self.up), decode_tile(self.down)
+        up = block_tile(self.up, rows.num_tokens, is_wide=rows.is_wide)
+        return up, block_tile(self.down, rows.num_tokens, is_wide=rows.is_wide)
 
 
 class TritonKernel:
@@ -103,7 +102,7 @@ class TritonKernel:
         if not len(rows):
             return torch.empty_like(rows)
         places = torch.arange(len(rows))
-        cut = self.cut([blob.data_ptr()], [0, len(rows)], places, len(rows), rows.device)
+        cut = self.cut([blob.data_ptr()], [0, len(rows)], places, rows)
         return self.run_unweighted(module, cut, rows, top_k=1)
 
     def run_group(
@@ -117,34 +116,28 @@ class TritonKernel:
         out: Tensor,
     ) -> None:
         """See `GroupKernel`; addresses are the device's, places may be on the CPU or on the device."""
-        self.run(module, self.cut(addresses, first, places, len(hidden), hidden.device), hidden, weights, out)
+        self.run(module, self.cut(addresses, first, places, hidden), hidden, weights, out)
 
-    def cut(
-        self,
-        addresses: Integers,
-        first: Integers,
-        places: Tensor,
-        num_tokens: int,
-        device: torch.device,
-    ) -> Rows:
-        """The rows of a call as the kernels want them, sent to `device` in one asynchronous copy.
+    def cut(self, addresses: Integers, first: Integers, places: Tensor, hidden: Tensor) -> Rows:
+        """The rows of a call as the kernels want them, sent to the device in one asynchronous copy.
 
-        `num_tokens` of the whole layer-step, not of the call, decides how rows are cut.
+        `hidden` [T, H] of the whole layer-step, not of the call, decides how rows are cut.
         """
         addresses, first = list(map(int, addresses)), list(map(int, first))
         assert len(first) == len(addresses) + 1 and len(places) == first[-1]
-        sizes = [end - start for start, end in pairwise(first)]
+        num_tokens, is_wide = len(hidden), hidden.dtype == torch.float32
         if num_tokens <= MAX_DECODE_TOKENS:
+            sizes = [end - start for start, end in pairwise(first)]
             columns = [list(chain.from_iterable(map(repeat, addresses, sizes)))]
         else:
-            columns = _blocks(addresses, first, block_tile(self._any_matrix, num_tokens).tokens)
-        if places.device != device:
+            columns = _blocks(addresses, first, rows_of_block(num_tokens, is_wide=is_wide))
+        if places.device != hidden.device:
             columns.append(places.tolist())
-        sent = launch.send(columns, device)
-        if places.device != device:
+        sent = launch.send(columns, hidden.device)
+        if places.device != hidden.device:
             places = sent.pop()
         starts, counts = (sent[1], sent[2]) if len(sent) > 1 else (None, None)
-        return Rows(places, sent[0], starts, counts, num_tokens)
+        return Rows(places, sent[0], starts, counts, num_tokens, is_wide)
 
     def run(self, module: nn.Module, rows: Rows, hidden: Tensor, weights: Tensor, out: Tensor) -> None:
         """Two launches: weighted rows go to their places in `out` [T * K, H]. Nothing waits for the host.
@@ -159,7 +152,7 @@ class TritonKernel:
             return
         with _on(hidden):
             inner = self._up(module, anatomy, rows, hidden, weights.shape[1])
-            _, tile = anatomy.tiles(rows.num_tokens)
+            _, tile = anatomy.tiles(rows)
             launch.down(anatomy.down, tile, rows, inner, weights.contiguous(), out)
 
     def run_unweighted(self, module: nn.Module, rows: Rows, hidden: Tensor, top_k: int) -> Tensor:
@@ -168,14 +161,14 @@ class TritonKernel:
         with _on(hidden):
             inner = self._up(module, anatomy, rows, hidden, top_k)
             out = hidden.new_empty(len(rows.places), anatomy.down.rows)
-            _, tile = anatomy.tiles(rows.num_tokens)
+            _, tile = anatomy.tiles(rows)
             launch.down(anatomy.down, tile, rows, inner, None, out)
         return cast(_Experts, module).post_expert_norm(out) if anatomy.has_norm else out
 
     def _up(self, module: nn.Module, anatomy: _Anatomy, rows: Rows, hidden: Tensor, top_k: int) -> Tensor:
         """[R, I] in hidden's dtype: through the gate, fused where its formula is known."""
         up, gate = anatomy.up, anatomy.gate
-        tile, _ = anatomy.tiles(rows.num_tokens)
+        tile, _ = anatomy.tiles(rows)
         width = up.rows // 2 if gate and gate.pairing != "none" else up.rows
         inner = hidden.new_empty(len(rows.places), width)
         launch.up(up, tile, gate, rows, _aligned(hidden), inner, top_k)
@@ -203,11 +196,6 @@ class TritonKernel:
 
     def _up_matrix(self, pairing: Pairing, is_transposed: bool) -> Matrix:
         return up_matrix(self._layout, has_gate=self._has_gate, pairing=pairing, is_transposed=is_transposed)
-
-    @cached_property
-    def _any_matrix(self) -> Matrix:
-        """Blocks have the same number of rows for every matrix."""
-        return down_matrix(self._layout, is_transposed=False)
 
 
 def _blocks(addresses: Sequence[int], first: Sequence[int], size: int) -> list[list[int]]:

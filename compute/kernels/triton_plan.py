@@ -96,14 +96,23 @@ def decode_tile(matrix: Matrix) -> Tile:
     return Tile(part_rows, chunks, 1, _is_even(matrix, part_rows, chunks), num_warps=4, num_stages=2)
 
 
-def block_tile(matrix: Matrix, num_tokens: int) -> Tile:
-    """A block of rows by 64 or 128 rows of weights and 64 columns, for matrix units."""
-    is_small = num_tokens <= MAX_SMALL_BLOCK_TOKENS
+def block_tile(matrix: Matrix, num_tokens: int, *, is_wide: bool) -> Tile:
+    """A block of rows by 64 or 128 rows of weights and 64 columns, for matrix units.
+
+    `is_wide`: float32 activations, whose large blocks would need more registers than there are.
+    """
+    is_small = is_wide or num_tokens <= MAX_SMALL_BLOCK_TOKENS
     weight_rows = 64 if is_small else 128
     part_rows = max(weight_rows // matrix.parts, 2)
     chunks = max(_LANE // matrix.lane, 1)
     is_even = _is_even(matrix, part_rows, chunks)
-    return Tile(part_rows, chunks, 16 if is_small else 64, is_even, 4 if is_small else 8, num_stages=3)
+    num_rows = rows_of_block(num_tokens, is_wide=is_wide)
+    return Tile(part_rows, chunks, num_rows, is_even, 4 if is_small else 8, num_stages=3)
+
+
+def rows_of_block(num_tokens: int, *, is_wide: bool) -> int:
+    """How many of an expert's rows a block has at most, for every matrix alike."""
+    return 16 if is_wide or num_tokens <= MAX_SMALL_BLOCK_TOKENS else 64
 
 
 def _matrix(layout: BlobLayout, name: str, is_transposed: bool, min_parts: int) -> Matrix:
