@@ -97,6 +97,7 @@ def test_clean_removes_leftovers_and_keeps_what_is_whole_or_in_use(
         f"ok    clean: removed {folder}" for folder in (sockets, stores / "dead.partial", broken)
     ]
     assert sorted(path.name for path in stores.iterdir()) == ["busy.partial", "whole"]
+    assert "still there" not in answer.out
     assert whole.is_dir()
 
 
