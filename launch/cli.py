@@ -104,7 +104,7 @@ def loader(
     """Serve STORE to other processes until Ctrl-C: `run --connect`, `offload(..., connect=...)`."""
     with sentences():
         from compute.settings import size_of
-        from launch.serving import serve_store
+        from launch.standalone_loader import serve_store
 
         serve_store(store, ram=size_of("--ram", ram), endpoint=endpoint, direct_io=direct_io, json=json)
 

@@ -20,7 +20,9 @@ except SystemExit as ended:
 """
 
 
-@pytest.mark.parametrize("command", [(), ("run",), ("serve",), ("plan",), ("top",), ("convert",), ("loader",), ("doctor",)])
+@pytest.mark.parametrize(
+    "command", [(), ("run",), ("serve",), ("plan",), ("top",), ("convert",), ("loader",), ("doctor",)]
+)
 def test_help_imports_nothing_heavy(command: tuple[str, ...]) -> None:
     ended = subprocess.run(
         [sys.executable, "-P", "-c", PROBE, *command, "--help"], capture_output=True, text=True, check=True
@@ -36,7 +38,8 @@ def test_the_loader_service_imports_no_torch() -> None:
 
 
 def test_the_supervisor_imports_no_torch() -> None:
-    probe = "import sys, launch.run, launch.serving, launch.doctor.examination; print('torch' in sys.modules)"
+    modules = "launch.run, launch.server.serve, launch.standalone_loader, launch.doctor.examination"
+    probe = f"import sys, {modules}; print('torch' in sys.modules)"
     ended = subprocess.run([sys.executable, "-P", "-c", probe], capture_output=True, text=True, check=True)
     assert ended.stdout == "False\n"
 
