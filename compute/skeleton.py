@@ -18,8 +18,9 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from compute import experts
 from compute.head import straighten_rows
-from protocol.errors import ModelError, StoreError
+from protocol.errors import MemoryBudgetError, ModelError, StoreError
 from protocol.manifest import Manifest
+from protocol.units import format_size
 
 OLDEST_TRANSFORMERS = (5, 17)
 FIRST_UNKNOWN_TRANSFORMERS = (6, 0)
@@ -72,7 +73,8 @@ def build(
     """The model of `store` without expert parameters, and its tokenizer when the store has one.
 
     `dtype` "auto" is the checkpoint's own. Raises ModelError for an architecture or a transformers
-    version that cannot be served, StoreError when the dense weights do not fit the architecture.
+    version that cannot be served, StoreError when the dense weights do not fit the architecture,
+    MemoryBudgetError when they do not fit on the device.
     """
     check_transformers_version(transformers.__version__)
     _register()
@@ -88,7 +90,17 @@ def build(
     _check_loading(store, info)
     model.requires_grad_(False)
     straighten_rows(model)
-    return model.to(device), _tokenizer(store)
+    return _moved(model, device), _tokenizer(store)
+
+
+def _moved(model: PreTrainedModel, device: str) -> PreTrainedModel:
+    try:
+        return model.to(device)
+    except torch.OutOfMemoryError:
+        raise MemoryBudgetError(
+            f"the model without its experts takes {format_size(parameter_bytes(model))}, and {device} has less "
+            f"than that free: pass --device cpu, or free some of its memory"
+        ) from None
 
 
 def torch_dtype(dtype: str, manifest: Manifest) -> torch.dtype:

@@ -65,6 +65,10 @@ def _answer(job_fd: int, perform: Callable[[Job], Result]) -> Result:
     except KeyboardInterrupt:
         return {"interrupted": True}
     except Exception as error:  # noqa: BLE001 - the supervisor tells the user; the trace goes to stderr
+        if type(error).__name__ == "OutOfMemoryError":
+            return {
+                "error": "the device ran out of memory while it computed: pass fewer --slots, or less --vram"
+            }
         traceback.print_exc()
         return {"error": f"the compute process failed: {type(error).__name__}: {error}"}
 

@@ -37,6 +37,12 @@ from leftovers import Leftovers  # noqa: E402
 SHIPPED_MODEL = Path(__file__).parents[1] / "launch" / "model"
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Tests mean the CPU unless they ask for the device: `-m gpu`."""
+    if "gpu" not in config.option.markexpr:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 @pytest.fixture(autouse=True)
 def nothing_is_left_behind() -> Iterator[None]:
     """Fail a test after which a process, a socket folder or an arena of ours is still there."""

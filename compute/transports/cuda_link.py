@@ -129,9 +129,10 @@ class CudaLink:
         self._alarm.set(max(self._flights[0].due_ns, time.monotonic_ns() + _SHORTEST_LOOK_NS))
 
     def rest(self) -> None:
-        if not self._flights:
-            return
-        left_ns = self._flights[0].due_ns - time.monotonic_ns()
+        try:
+            left_ns = self._flights[0].due_ns - time.monotonic_ns()
+        except IndexError:
+            return  # another thread has landed it meanwhile
         if left_ns > -_OVERDUE_NS:
             left_ns = max(left_ns - 2 * _SHORTEST_LOOK_NS, 0)
         time.sleep(min(abs(left_ns) / 1e9, _LONGEST_NAP_S))

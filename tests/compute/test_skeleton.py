@@ -12,7 +12,7 @@ from support.tiny_stores import make_tiny_store
 
 from compute import experts, skeleton
 from compute.discovery import discover
-from protocol.errors import ModelError, StoreError
+from protocol.errors import MemoryBudgetError, ModelError, StoreError
 from protocol.manifest import Manifest
 
 
@@ -128,3 +128,14 @@ def test_other_versions_of_transformers_are_refused(version: str) -> None:
 @pytest.mark.parametrize("version", ["5.17.0", "5.23.0", "5.30.0.dev0"])
 def test_versions_in_the_range_are_taken(version: str) -> None:
     skeleton.check_transformers_version(version)
+
+
+def test_dense_weights_that_the_device_does_not_hold_are_a_sentence(
+    store_none: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise torch.OutOfMemoryError("not enough")
+
+    monkeypatch.setattr("transformers.PreTrainedModel.to", refuse)
+    with pytest.raises(MemoryBudgetError, match=r"takes .* MiB, and cuda:0 has less .* pass --device cpu"):
+        skeleton.build(store_none, Manifest.read(store_none), "auto", "cuda:0")

@@ -11,7 +11,7 @@ from compute.transports.cuda_driver import CudaDriver, has_cuda
 @pytest.fixture(autouse=True)
 def there_is_a_device() -> None:
     if not has_cuda():
-        pytest.skip("no CUDA device")
+        pytest.skip("no CUDA device, or it is hidden because -m gpu was not passed")
 
 
 @pytest.fixture
