@@ -98,8 +98,8 @@ def _moved(model: PreTrainedModel, device: str) -> PreTrainedModel:
         return model.to(device)
     except torch.OutOfMemoryError:
         raise MemoryBudgetError(
-            f"the model without its experts takes {format_size(parameter_bytes(model))}, and {device} has less "
-            f"than that free: pass --device cpu, or free some of its memory"
+            f"the model without its experts takes {format_size(parameter_bytes(model))}, and {device} has "
+            f"less than that free: pass --device cpu, or free some of its memory"
         ) from None
 
 
