@@ -37,8 +37,9 @@ class Undivided:
         try:
             yield
         finally:
-            if signal.getsignal(signal.SIGINT) == self._hear:
-                signal.signal(signal.SIGINT, before)
+            replaced = signal.signal(signal.SIGINT, before)
+            if replaced != self._hear:
+                signal.signal(signal.SIGINT, replaced)  # the pass has installed one of its own
 
     def __enter__(self) -> None:
         self._is_working = True
