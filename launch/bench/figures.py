@@ -19,6 +19,9 @@ NAMES = (
     "peak_rss_bytes",
 )
 
+#: Of each repeat, on the clock and of the arm's own process (not of its loader).
+SECONDS = ("pp_s", "tg_s", "pp_cpu_s", "tg_cpu_s")
+
 Figures = dict[str, Any]
 Segment = dict[str, Any]
 
@@ -49,8 +52,9 @@ def figures_of(arm: str, facts: Figures, segments: Sequence[Segment], pp: int, t
         **{f"pp_{name}": number for name, number in of_prompts.items()},
         "hit_rate": _hit_rate(counted),
         **counted,
-        "pp_s": [segment["pp_s"] for segment in segments],
-        "tg_s": [segment["tg_s"] for segment in segments],
+        **{
+            name: [segment[name] for segment in segments] for name in ("pp_s", "tg_s", "pp_cpu_s", "tg_cpu_s")
+        },
         "prediction_recall": segments[-1].get("prediction_recall"),
     }
     return figures | facts

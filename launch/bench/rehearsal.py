@@ -1,6 +1,7 @@
 """Rehearsal: an arm's model with its tokens and its routing; runs segments and tells their figures."""
 
 import gc
+import time
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -81,14 +82,16 @@ class Rehearsal:
 
         gc.collect()
         subject, job = self._subject, self._job
-        before = subject.report()
+        before, start_s = subject.report(), time.process_time()
         cache, pp_s = run_prompt(subject.model, tokens[:, : job.pp], announce)
-        between = subject.report()
+        between, between_s = subject.report(), time.process_time()
         tg_s = run_decode(subject.model, tokens, job.pp, cache, announce)
-        after = subject.report()
+        end_s, after = time.process_time(), subject.report()
         return {
             "pp_s": pp_s,
             "tg_s": tg_s,
+            "pp_cpu_s": between_s - start_s,
+            "tg_cpu_s": end_s - between_s,
             "pp": _growth(before, between),
             "tg": _growth(between, after),
             "prediction_recall": after.get("prediction_recall"),

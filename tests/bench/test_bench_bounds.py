@@ -12,7 +12,8 @@ EVEN = Work(compute_s=0.1, moved_experts=4, expert_bytes=10**6, bytes_per_s=40e6
 def segment(tg_s: float, misses: int, used: int, late: int) -> dict[str, object]:
     counted = {"lookups": 100, "hits": 100 - misses - late, "late": late, "misses": misses}
     counted |= {"prefetch_used": used, "stall_s": tg_s / 4, "bytes_read": 10**7, "bytes_transferred": 0}
-    return {"pp_s": 0.5, "tg_s": tg_s, "pp": counted, "tg": counted, "peak_rss_bytes": 7}
+    seconds = {"pp_s": 0.5, "tg_s": tg_s, "pp_cpu_s": 0.4, "tg_cpu_s": tg_s / 2}
+    return {**seconds, "pp": counted, "tg": counted, "peak_rss_bytes": 7}
 
 
 def test_without_prefetch_transfers_come_after_compute() -> None:
