@@ -40,10 +40,10 @@ def test_a_command_that_dies_or_hangs_is_a_step_with_an_error() -> None:
     )
     assert died.error == "why"
     slow = report.run(
-        "b", [sys.executable, "-c", "import time; time.sleep(60)"], 5, lambda text: report.Step("")
+        "b", [sys.executable, "-c", "import time; time.sleep(60)"], 2, lambda text: report.Step("")
     )
-    assert "not finished within 5 s" in slow.error
-    assert report.run("c", ["true"], 1, lambda text: report.Step("")).error == "no time was left"
+    assert "not finished within 2 s" in slow.error
+    assert report.run("c", ["true"], 0.5, lambda text: report.Step("")).error == "no time was left"
 
 
 def test_the_link_is_told_with_its_share_of_the_best() -> None:
