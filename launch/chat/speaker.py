@@ -116,9 +116,11 @@ class Speaker:
             )
         finally:
             self._narrator = None
-        token_ids = output.sequences[0].tolist()
-        self._recall.keep(output.past_key_values, token_ids)
-        del token_ids[: len(prompt_ids)]
+        all_ids = output.sequences[0].tolist()
+        if getattr(model.generation_config, "cache_implementation", None) is None:
+            # A model that names its kind of cache gets a new one each time: generate takes no other.
+            self._recall.keep(getattr(output, "past_key_values", None), all_ids)
+        token_ids = all_ids[len(prompt_ids) :]
         return {
             "text": self._tokenizer.decode(token_ids, skip_special_tokens=True),
             "recalled_tokens": recalled_tokens,
