@@ -32,7 +32,7 @@ class Recall:
         return cache
 
     def keep(self, cache: Cache | None, token_ids: Sequence[int]) -> None:
-        """`cache` has read the beginning of `token_ids`; one with running states counts no tokens, and goes."""
+        """`cache` has read the beginning of `token_ids`; one with running states counts none, and goes."""
         is_known = cache is not None and all(isinstance(layer, DynamicLayer) for layer in cache.layers)
         self._cache = cache if is_known else None
         self._token_ids = list(token_ids[: self._cache.get_seq_length()]) if self._cache is not None else []
