@@ -40,6 +40,7 @@ class RunConfig:
     arrangement: str = "auto"
     slots: int | None = None
     vram: int | None = None
+    stage: int = 1
     ram: int | None = None
     policy: str = "lru"
     predictor: str = "gate"
@@ -55,6 +56,7 @@ class RunConfig:
         _check_choice("--device", self.device, DEVICES)
         _check_choice("--dtype", self.dtype, DTYPES)
         _check_choice("--arrangement", self.arrangement, ("auto", *ARRANGEMENTS))
+        _check_stage(self.stage)
         self._check_generation()
         self._check_budgets()
         self._check_shared_rules()
@@ -143,6 +145,16 @@ def _size(word: object) -> Size | None:
 def _check_choice(name: str, value: str, allowed: Iterable[str]) -> None:
     if value not in allowed:
         raise ValueError(f"{name} is {value!r}; allowed: {', '.join(allowed)}")
+
+
+def _check_stage(stage: int) -> None:
+    if stage not in (1, 2, 3):
+        raise ValueError(f"--stage is {stage}; allowed: 1, 2, 3")
+    if stage > 1:
+        raise ValueError(
+            f"--stage {stage} is not there yet: this version has stage 1, in which the host takes part in "
+            f"every layer; leave --stage out"
+        )
 
 
 def _check_policy(spec: str) -> None:

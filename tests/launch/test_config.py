@@ -32,6 +32,8 @@ from launch.config import RunConfig
         ({"slots": 8, "vram": 2**20}, "pass one of them"),
         ({"vram": 2**20, "device": "cpu"}, "--vram belongs to"),
         ({"vram": 2**20, "arrangement": "direct"}, "--vram belongs to"),
+        ({"stage": 2}, "--stage 2 is not there yet"),
+        ({"stage": 4}, "--stage is 4; allowed: 1, 2, 3"),
         ({"link": 10**6}, "--link belongs to --arrangement emulated"),
         ({"link": 10**6, "arrangement": "direct"}, "--link belongs to --arrangement emulated"),
         ({"connect": "/tmp/door", "ram": 2**20}, "--ram sizes the arena"),
