@@ -40,6 +40,11 @@ def test_speeds_are_told_by_chunk() -> None:
     assert "64.0 KiB 6.0, 4.0 MiB 25.1" in finding.text
 
 
+def test_the_kernels_speed_is_told_beside_the_links() -> None:
+    _, kernels = cuda.measured(lambda: {**FACTS, "kernels": "triton, 900 GB/s"})
+    assert kernels.text == "triton, 900 GB/s"
+
+
 def test_a_slow_link_is_told_with_what_to_do() -> None:
     (finding,) = cuda.measured(lambda: {**FACTS, "best": 3e9})
     assert finding.status == "warn" and "lanes" in finding.fix
