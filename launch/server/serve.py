@@ -48,13 +48,13 @@ def serve_model(config: ServeConfig) -> None:
         plan = plan_run(config.run, prompt="")
         for sentence in (plan.headline, *plan.notices, *config.run.ignored(), *config.notices):
             _tell(sentence)
-        report = _supervise(config, plan, theirs, _Watched(front, state, url))
+        report = _supervise(config, plan, theirs, Watched(front, state, url))
         totals = metrics.totals
-        _tell(f"{totals['answers']} answers, {totals['new_tokens']} tok, {experts_shares(report)}")
+        _tell(f"{_counted(totals['answers'])}, {totals['new_tokens']} tok, {experts_shares(report)}")
 
 
 def _supervise(
-    config: ServeConfig, plan: Plan, theirs: socket.socket, watched: "_Watched"
+    config: ServeConfig, plan: Plan, theirs: socket.socket, watched: "Watched"
 ) -> dict[str, object]:
     """Loader and compute, until the server has been drained; compute's last report."""
     with ExitStack() as opened:
@@ -81,7 +81,7 @@ def _supervise(
         return compute.result()
 
 
-class _Watched:
+class Watched:
     """A server that runs, as its supervisor sees it."""
 
     def __init__(self, front: Front, state: ServerState, url: str) -> None:
@@ -108,12 +108,8 @@ class _Watched:
             raise KeyboardInterrupt
         self._is_draining = True
         num = self.state.line.num_running
-        rest = (
-            f"{num} answers under way are finished first; again: ends at once"
-            if num
-            else "nothing is under way"
-        )
-        _tell(f"stopping: {rest}")
+        rest = "finished first; Ctrl-C again ends at once" if num else "nothing to finish"
+        _tell(f"stopping: {_counted(num)} under way, {rest}")
         self._front.drain()
 
     def _look(self) -> None:
@@ -125,6 +121,10 @@ class _Watched:
             _tell(f"ready: {self._url}/v1 serves {self.state.model}; Ctrl-C stops")
         if line.is_stopping and not line.num_requests:
             self._front.hang_up()
+
+
+def _counted(num_answers: int) -> str:
+    return f"{num_answers} answer{'' if num_answers == 1 else 's'}"
 
 
 def _tell(line: str) -> None:

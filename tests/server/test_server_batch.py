@@ -1,6 +1,8 @@
 """Answers that share a `generate`: each row keeps its own settings, its own seed and its own end."""
 
 from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from launch.sampling import GREEDY
 from launch.server.batch import Batch
 from launch.server.messages import Ask, Began, Ended, Event, Piece
 from launch.server.prompts import PromptReader
+from launch.server.refusals import Refusal
 from launch.server.row import Row
 
 SHORT, LONG = "A wolf", "In the beginning of the long winter the old woman went out to the well and saw"
@@ -151,3 +154,55 @@ def test_log_probabilities_are_the_model_s_own_whatever_the_temperature(offloade
     assert told[1] is not None
     assert told[0][1:] == told[1][1:]
     assert len(told[0]) == 4
+
+
+# --- prompts -----------------------------------------------------------------------------------
+
+TEMPLATE = (
+    "{% if messages[0].role != 'user' %}{{ raise_exception('a user speaks first') }}{% endif %}"
+    "{% for message in messages %}[{{ message.content }}]{% endfor %}"
+    "{% if add_generation_prompt %}:{% endif %}"
+)
+
+
+def chat(*messages: tuple[str, str]) -> Ask:
+    said = [{"role": role, "content": content} for role, content in messages]
+    return replace(ask(0, max_tokens=None), prompt=None, messages=said)
+
+
+@pytest.fixture
+def reader(offloaded: Offloaded) -> PromptReader:
+    """Reads for a model with a chat template."""
+    tokenizer = deepcopy(offloaded.tokenizer)
+    assert tokenizer is not None
+    tokenizer.chat_template = TEMPLATE
+    return PromptReader(offloaded.model, tokenizer)
+
+
+def test_messages_go_through_the_model_s_template(offloaded: Offloaded, reader: PromptReader) -> None:
+    tokenizer = offloaded.tokenizer
+    assert tokenizer is not None
+    prompt = reader.read(chat(("user", "a wolf"), ("assistant", "a hen"), ("user", "and then")))
+    assert tokenizer.decode(prompt.token_ids) == "[a wolf][a hen][and then]:"
+
+
+def test_messages_that_the_template_does_not_take_are_refused_with_its_words(reader: PromptReader) -> None:
+    with pytest.raises(Refusal, match="a user speaks first") as caught:
+        reader.read(chat(("assistant", "a hen")))
+    assert caught.value.status == 400
+
+
+def test_without_a_template_the_messages_are_their_text(offloaded: Offloaded) -> None:
+    tokenizer = offloaded.tokenizer
+    assert tokenizer is not None
+    prompt = PromptReader(offloaded.model, tokenizer).read(chat(("user", PROMPT)))
+    assert prompt.token_ids == tokenizer(PROMPT)["input_ids"]
+
+
+def test_an_answer_that_nobody_bounds_ends_where_the_model_or_its_context_does(
+    offloaded: Offloaded, reader: PromptReader
+) -> None:
+    assert offloaded.model.generation_config.max_new_tokens == 200
+    assert reader.read(chat(("user", "a"))).max_tokens == 200
+    long = reader.read(chat(("user", "a" * 400)))
+    assert long.max_tokens == min(200, 512 - len(long.token_ids))
