@@ -64,6 +64,21 @@ else:
         yield
         torch.set_num_threads(before)
 
+    @pytest.fixture(autouse=True, scope="module")
+    def quick_calls() -> Iterator[None]:
+        """The interpreter prepares triton.language anew for every call of a device function: once will do."""
+        plain, prepared = interpreter.InterpretedFunction.__call__, set()
+
+        def call(self: Any, *args: Any, **named: Any) -> Any:
+            if self.fn.__module__ in prepared:
+                return self.rewrite()(*args, **named)
+            prepared.add(self.fn.__module__)
+            return plain(self, *args, **named)
+
+        interpreter.InterpretedFunction.__call__ = call
+        yield
+        interpreter.InterpretedFunction.__call__ = plain
+
     @pytest.fixture
     def bfloat16_dot(monkeypatch: pytest.MonkeyPatch) -> None:
         """The interpreter multiplies bfloat16 as if its bits were whole numbers: give it float32."""
