@@ -66,6 +66,14 @@ def _trace(num_tokens: int) -> Trace:
     )
 
 
+def test_what_plan_would_have_said_stands_beside_our_arms(bench: Bench) -> None:
+    for name in ("resident", "offload", "oracle"):
+        band = bench.arms[name]["predicted_tokens_per_second"]
+        assert 0 < band["low"] < band["likely"] < band["high"]
+        assert f"{name}: plan says {band['likely']:.3g} tok/s" in bench.answer.err
+    assert "predicted_tokens_per_second" not in bench.arms["transformers"]
+
+
 def test_every_arm_ran_and_has_the_contract_names(bench: Bench) -> None:
     assert bench.answer.code == 0, bench.answer.err
     assert list(bench.arms) == ["resident", "offload", "oracle", "transformers"]
