@@ -2,7 +2,8 @@
 
 import sys
 
-from gpu import report
+import pytest
+from gpu import kernel_report, report
 from gpu.link_report import report as link_report
 from support.fake_driver import FakeDriver
 
@@ -49,3 +50,13 @@ def test_a_command_that_dies_or_hangs_is_a_step_with_an_error() -> None:
 def test_the_link_is_told_with_its_share_of_the_best() -> None:
     told = link_report(FakeDriver(rate=1e12, tick_ns=10**6, reads_pageable=True), 2**20, {"small": 70_000})
     assert told["table"][0]["bytes"] == 73_728 and told["table"][0]["of the best"] > 0  # type: ignore[index]
+
+
+def test_the_kernels_rows_tell_time_and_bandwidth() -> None:
+    pytest.importorskip("triton")
+    from compute.kernels.triton_measure import DeviceFigures
+
+    figures = DeviceFigures("triton", "4", 64, 1, 8, 10.04, 33.3, 2.1e12, 2.8e12)
+    rows = list(kernel_report.table(lambda *shape, **case: figures))
+    assert len(rows) == len(kernel_report.SHAPES) * len(kernel_report.CASES)
+    assert rows[0]["us"] == 10.0 and rows[0]["GB/s"] == 2100 and rows[0]["of a copy"] == 0.75

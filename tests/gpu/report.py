@@ -119,6 +119,11 @@ def link(clock: Clock) -> Step:
     return run("link", argv, clock.left_s(90), lambda text: Step("", **json.loads(text)))
 
 
+def kernel(clock: Clock) -> Step:
+    argv = [sys.executable, str(ROOT / "tests" / "gpu" / "kernel_report.py")]
+    return run("kernel", argv, clock.left_s(120), lambda text: Step("", **json.loads(text)))
+
+
 def bench(clock: Clock, given: argparse.Namespace, share: int, num_experts: int) -> Step:
     slots = str(max(num_experts * share // 100, 1))
     arms = "resident,offload@0,offload@1" + (",transformers,accelerate" if share == STOCK_SHARE else "")
@@ -178,7 +183,13 @@ def main() -> int:
     num_experts = number_of_experts(given.shape, given.layers)
     steps: list[Step] = []
     tables = [lambda share=share: bench(clock, given, share, num_experts) for share in SHARES]
-    for take in (lambda: doctor(clock), lambda: link(clock), lambda: checks(clock), *tables):
+    for take in (
+        lambda: doctor(clock),
+        lambda: link(clock),
+        lambda: kernel(clock),
+        lambda: checks(clock),
+        *tables,
+    ):
         steps.append(take())
         sys.stderr.write(f"{steps[-1].name}: {steps[-1].error or 'done'}, {steps[-1].seconds:.0f} s\n")
         Path(given.folder, "gpu-report.json").write_text(
