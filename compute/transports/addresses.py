@@ -5,14 +5,12 @@ one it has no answer. Knows nothing of tickets.
 """
 
 import numpy as np
-import numpy.typing as npt
 
 from compute.ledger import Completion
-from protocol.arena import F_GENERATION, GENERATION_MASK, Arena
+from compute.transports.base import IntArray
+from protocol.arena import F_GENERATION, FRAME_WORDS, GENERATION_MASK, Arena
 
-IntArray = npt.NDArray[np.int64]
-
-_ELSEWHERE = -1
+_NEVER = -1
 
 
 class FrameAddresses:
@@ -20,32 +18,34 @@ class FrameAddresses:
 
     def __init__(self, num_slots: int) -> None:
         self._arena: Arena | None = None
-        self._frame: IntArray = np.full(num_slots, _ELSEWHERE, np.int64)
-        self._generation: IntArray = np.zeros(num_slots, np.int64)
-        self._generations: IntArray = np.zeros(0, np.int64)
-        self._first = self._frame_bytes = 0
+        #: the arena's frame table, word by word; by slot: its generation's place there, and what stood there
+        self._words: IntArray = np.zeros(1, np.int64)
+        self._place: IntArray = np.zeros(num_slots, np.int64)
+        self._generation: IntArray = np.full(num_slots, _NEVER, np.int64)
+        self._address: IntArray = np.zeros(num_slots, np.int64)
 
     def note(self, slot: int, completion: Completion) -> None:
         """`slot` is full: its bytes are the completion's frame."""
-        if completion.arena is not self._arena:
-            self._enter(completion.arena)
-        self._frame[slot] = completion.frame
-        is_whole = completion.generation % 2 == 0
-        self._generation[slot] = completion.generation if is_whole else _ELSEWHERE
+        arena = completion.arena
+        if arena is not self._arena:
+            self._enter(arena)
+        place = completion.frame * FRAME_WORDS + F_GENERATION
+        word = int(self._words[place])
+        is_leased = word & GENERATION_MASK == completion.generation and word % 2 == 0
+        self._place[slot] = place
+        self._generation[slot] = word if is_leased else _NEVER
+        self._address[slot] = arena.frames.ctypes.data + completion.frame * arena.geometry.frame_bytes
 
     def of(self, slots: IntArray) -> IntArray | None:
         """One address for each of some full slots; None when a frame is in a former arena, or has changed."""
-        frames = self._frame[slots]
-        found = self._generations.take(frames, mode="clip") & GENERATION_MASK
-        if (found != self._generation[slots]).any():
+        words = self._words.take(self._place.take(slots))
+        if words.tobytes() != self._generation.take(slots).tobytes():
             return None
-        addresses: IntArray = frames * self._frame_bytes + self._first
-        return addresses
+        return self._address.take(slots)
 
     def _enter(self, arena: Arena) -> None:
         """From now on frames are `arena`'s; slots that were noted before are elsewhere."""
         self._arena = arena
-        self._frame.fill(_ELSEWHERE)
-        self._generation.fill(_ELSEWHERE)
-        self._generations = arena.frame_table.view(np.int64)[:, F_GENERATION]
-        self._first, self._frame_bytes = arena.frames.ctypes.data, arena.geometry.frame_bytes
+        self._words = arena.frame_table.view(np.int64).reshape(-1)
+        self._place.fill(0)
+        self._generation.fill(_NEVER)
