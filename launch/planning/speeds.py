@@ -21,9 +21,9 @@ MEASURED, STATED, ASSUMED = 1.6, 1.15, 2.0
 
 #: On the CPU, in five small operations of torch: the Python and the small kernels of a layer, the gate
 #: and the bookkeeping, a fetch's messages; and factors either way.
-LAYER, OFFLOAD, FETCH = (45.0, 1.6), (40.0, 2.0), (5.0, 3.0)
+LAYER, OFFLOAD, FETCH = (30.0, 1.8), (28.0, 2.0), (5.0, 3.0)
 #: What five small operations take on a machine that is not measured.
-SMALL_US = 16.0
+SMALL_US = 20.0
 #: With CUDA the host issues kernels ahead; what it costs is the launches.
 CUDA_LAYER_US = Band(150.0, 350.0, 900.0)
 CUDA_OFFLOAD_US = Band(50.0, 250.0, 900.0)
