@@ -36,6 +36,7 @@ KNOWN: dict[str, str] = {
     "arc": "compute.policies.arc:Arc",
     "reuse-sketch": "compute.policies.reuse_sketch:ReuseSketch",
     "reuse-distance": "compute.policies.reuse_distance:ReuseDistance",
+    "reuse-distance-probs": "compute.policies.reuse_distance_probs:ReuseDistanceProbs",
     "belady": "compute.policies.belady:Belady",
     "belady-bypass": "compute.policies.belady_bypass:BeladyBypass",
 }

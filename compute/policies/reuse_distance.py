@@ -22,19 +22,14 @@ _UNSEEN = 0.1
 
 
 class ReuseDistance:
-    needs_probs = True
-    needs_whole_probs = True
+    needs_probs = False
 
-    def __init__(self, shape: CacheShape, gamma: float = 0.0, probs: bool = True) -> None:
-        """`gamma`: discount per visit of a layer; 0 for one that suits the cache's size.
-
-        `probs`: whether to look at the router's probabilities of experts that were not chosen.
-        """
+    def __init__(self, shape: CacheShape, gamma: float = 0.0) -> None:
+        """`gamma`: discount per visit of a layer; 0 for one that suits the cache's size."""
         num_keys = shape.num_layers * shape.num_experts
         gamma = gamma or horizon(shape.num_slots / num_keys)
         if not 0.0 < gamma < 1.0:
             raise ValueError(f"gamma is {gamma}; it must lie between 0 and 1")
-        self.needs_probs = probs
         self._num_layers = shape.num_layers
         self._per_step = per_step(gamma, shape.num_layers)
         self._value = keep_value(shape, gamma)
@@ -58,10 +53,7 @@ class ReuseDistance:
 
     def on_step(self, layer: int, keys: Sequence[int], probs: FloatArray | None) -> None:
         """Learns before anybody leaves: who was not chosen now is not due before the next pass."""
-        row = self._rows[layer]
-        is_whole = probs is not None and probs.min() >= 0.0  # not so where one is NaN
-        np.log(self._value.observe(layer, keys, probs if is_whole else None), out=row)
-        row += np.float32(self._per_step * ((self._pass + 1) * self._num_layers + layer))
+        self._learn(layer, keys, None)
 
     def on_access(self, layer: int, keys: Sequence[int], probs: FloatArray | None) -> None:
         pass
@@ -71,6 +63,11 @@ class ReuseDistance:
 
     def on_evict(self, key: int) -> None:
         self._residents.remove(key)
+
+    def _learn(self, layer: int, keys: Sequence[int], probs: FloatArray | None) -> None:
+        row = self._rows[layer]
+        np.log(self._value.observe(layer, keys, probs), out=row)
+        row += np.float32(self._per_step * ((self._pass + 1) * self._num_layers + layer))
 
     # --- asking ------------------------------------------------------------------------------
 

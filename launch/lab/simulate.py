@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from compute.comparison import Result, compare
-from compute.policies import OFFLINE
+from compute.policies import OFFLINE, find
 from compute.replay import Scope
 from compute.replay_worker import Cell, Foresight
 from compute.timing_model import Link, Moved, Timing, timing
@@ -161,6 +161,12 @@ def _tell(
     file = sys.stderr if config.json == "-" else sys.stdout
     for subject in subjects:
         print_rates(subject.words, [row for row in rows if row.subject is subject], file)
+    deaf = [name for name in config.policies if getattr(find(name), "needs_whole_probs", False)]
+    unheard = [subject.label for subject in subjects if not subject.has_whole_probs]
+    if deaf and unheard:
+        file.write(
+            f"{', '.join(deaf)} decided on choices alone for {', '.join(unheard)}: recorded without --probs\n"
+        )
     for slots in {row.result.slots for row in rows} if config.scope == "layer" else ():
         if any(slots == row.subject.num_layers * row.subject.top_k for row in rows):
             file.write("with exactly top-k slots a layer every policy that always admits is the same\n")

@@ -24,6 +24,7 @@ class Subject:
     seen: Seen
     capacities: tuple[float, ...]
     link: Link | None
+    has_whole_probs: bool
 
     @property
     def label(self) -> str:
@@ -62,6 +63,7 @@ def subject_of(trace: str, config: SimulateConfig) -> Subject:
         seen=Seen(steps.trace.num_tokens, len(steps.layer), steps.num_lookups),
         capacities=capacities,
         link=link,
+        has_whole_probs=steps.has_whole_probs,
     )
 
 

@@ -42,7 +42,8 @@ def record(folder: Path, store: Path, **settings: Any) -> tuple[Path, dict[str, 
         ("lru", 4),  # top-k
         ("lru", 48),
         ("lfu-aged", 23),
-        ("reuse-distance", 37),
+        ("reuse-distance", 37),  # serves some without keeping them
+        ("reuse-distance-probs", 37),
         ("s3-fifo", 11),
         ("heat", 30),  # serves some without keeping them
         ("score-ewma", 40),  # looks at the routers' distributions

@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from support.cli import Answer, call, running
 
@@ -68,6 +69,13 @@ def assert_refused(answer: Answer, *words: str) -> None:
 
 
 # --- figures ---------------------------------------------------------------------------------
+
+
+def test_a_policy_that_could_not_hear_the_router_is_named(capsys: Capture, trace: Path) -> None:
+    answer = simulate(capsys, trace, "--capacity", "0.5", "--policy", "lru,reuse-distance-probs")
+    assert "reuse-distance-probs decided on choices alone for small: recorded without --probs" in answer.out
+    answer = simulate(capsys, trace, "--capacity", "0.5", "--policy", "lru,reuse-distance")
+    assert "choices alone" not in answer.out
 
 
 @pytest.mark.parametrize("scope", ["global", "layer"])
@@ -182,7 +190,8 @@ def test_ctrl_c_ends_every_process_without_a_traceback(tmp_path: Path) -> None:
         answer = under_way.end()
     assert answer.code == 130
     assert "Traceback" not in answer.err
-    assert not worker.is_running()
+    _, alive = psutil.wait_procs([worker], timeout=30)  # one that was just starting hears its input's end
+    assert not alive
 
 
 # --- pictures --------------------------------------------------------------------------------

@@ -13,7 +13,8 @@ from compute.policies.base import CacheShape, FloatArray
 from compute.policies.compiled_keep_value import CompiledKeepValue, keep_value
 from compute.policies.keep_value import KeepValue
 from compute.policies.reuse_distance import ReuseDistance
-from compute.replay import Outcome, drive
+from compute.policies.reuse_distance_probs import ReuseDistanceProbs
+from compute.replay import drive
 from compute.trace import Trace, layer_steps
 
 LEARNT = ("usage", "visits", "follows", "pulls", "routed", "weights", "squares", "features", "pulled")
@@ -64,35 +65,30 @@ def random_trace(seed: int) -> Trace:
     )
 
 
-class Told(ReuseDistance):
-    """Writes down whom it lets in and whom it lets go."""
+def replayed(trace: Trace, policy_class: type[ReuseDistance] = ReuseDistance) -> tuple[int, list[list[int]]]:
+    """(misses, everybody it let in and let go)."""
+    log: list[list[int]] = []
 
-    log: list[list[int]]
+    class Told(policy_class):  # type: ignore[misc, valid-type]
+        def choose_admitted(self, *args: Any) -> list[int]:
+            log.append(super().choose_admitted(*args))
+            return log[-1]
 
-    def choose_admitted(self, *args: Any) -> list[int]:
-        self.log.append(super().choose_admitted(*args))
-        return self.log[-1]
+        def choose_victims(self, *args: Any) -> list[int]:
+            log.append(super().choose_victims(*args))
+            return log[-1]
 
-    def choose_victims(self, *args: Any) -> list[int]:
-        self.log.append(super().choose_victims(*args))
-        return self.log[-1]
-
-
-def replayed(trace: Trace, **options: Any) -> tuple[Outcome, list[list[int]]]:
-    policy = Told(CacheShape(4, 12, 3, 14), **options)
-    policy.log = []
-    outcome = drive(layer_steps(trace), policy, 14)
-    return outcome, policy.log
+    return drive(layer_steps(trace), Told(CacheShape(4, 12, 3, 14)), 14).misses, log
 
 
 @needs_library
 @pytest.mark.parametrize("seed", range(3))
 def test_compiled_and_numpy_choose_the_same_victims(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     trace = random_trace(seed)
-    compiled = replayed(trace)
+    compiled = replayed(trace, ReuseDistanceProbs)
     monkeypatch.setattr(reuse_distance, "keep_value", KeepValue)
-    plain = replayed(trace)
-    assert compiled[0].misses == plain[0].misses and compiled[1] == plain[1]
+    plain = replayed(trace, ReuseDistanceProbs)
+    assert compiled == plain
     assert sum(map(len, plain[1])) > 100
 
 
@@ -111,15 +107,14 @@ def test_an_expert_that_follows_another_is_worth_more_after_it() -> None:
 
 def test_the_router_is_heard_where_it_tells_of_all_experts() -> None:
     trace = random_trace(0)
-    heard = replayed(trace)[1]
-    assert heard != replayed(trace, probs=False)[1]
+    assert replayed(trace, ReuseDistanceProbs) != replayed(trace)
 
 
 def test_a_trace_that_kept_only_the_chosen_ones_scores_counts_as_choices_alone() -> None:
     trace = random_trace(0)
     scores = np.full(trace.experts.shape, 0.3, np.float16)
     kept = Trace(trace.experts, trace.phase, trace.sequence, 12, scores=scores)
-    assert replayed(kept)[1] == replayed(trace, probs=False)[1]
+    assert replayed(kept, ReuseDistanceProbs) == replayed(trace)
 
 
 def test_who_is_worth_less_than_all_others_is_served_without_a_slot() -> None:
