@@ -148,13 +148,16 @@ class Stage:
         weights: Tensor,
         probs: FloatArray | None,
     ) -> Tensor:
-        """Ask for what is missing, look ahead while it flies, compute what is there, then what lands."""
+        """Ask for what is missing, look ahead while it flies, compute what is there, then what lands.
+
+        A call of a kernel costs as much as a small expert: what landed during the look ahead joins the hits.
+        """
         started_ns = time.monotonic_ns() if self._timeline else 0
         num_experts = self._manifest.num_experts
         rows = group(hidden, index, weights, layer * num_experts, num_experts)
         access, delivery = self._supply.request(layer, rows, self._clock, probs)
         self._look_ahead(layer, rows.keys)
-        self._compute(module, rows, access.hits, hidden, weights)
+        self._compute(module, rows, access.hits + self._supply.collect(delivery), hidden, weights)
         for there in self._supply.deliver(delivery):
             self._compute(module, rows, there, hidden, weights)
         self._show(layer, index, weights)

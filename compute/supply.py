@@ -100,14 +100,22 @@ class Supply:
         """
         awaited, transit = delivery.awaited, self._transit
         while awaited or delivery.passing:
-            landed = self._settle(self._wait(awaited or transit.coming), delivery.clock)
-            there = [(awaited.pop(slot), slot) for slot in landed if slot in awaited]
-            for slot in filter(transit.owns, landed):
-                transit.leave(slot)
-            if there:
-                yield there
             if delivery.passing and transit.has_room:
                 self._pass_on(delivery)
+            if there := self._arrived(self._wait(awaited or transit.coming), delivery):
+                yield there
+
+    def collect(self, delivery: Delivery) -> list[tuple[int, int]]:
+        """Those of `deliver` that have landed already, so that they can be computed with the hits."""
+        return self._arrived(self._transport.poll(), delivery) if delivery.awaited else []
+
+    def _arrived(self, arrivals: Arrivals, delivery: Delivery) -> list[tuple[int, int]]:
+        """The (key, slot) pairs that the step has waited for."""
+        landed = self._settle(arrivals, delivery.clock)
+        there = [(delivery.awaited.pop(slot), slot) for slot in landed if slot in delivery.awaited]
+        for slot in filter(self._transit.owns, landed):
+            self._transit.leave(slot)
+        return there
 
     def _ask(self, rows: Rows, access: Access, clock: int) -> Delivery:
         """The step's first order: who left, what is overdue, what is needed now."""

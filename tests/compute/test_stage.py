@@ -318,7 +318,7 @@ def test_the_report_has_the_names_of_the_contract() -> None:
     names = """lookups hits late misses hit_rate prefetch_issued prefetch_used prefetch_wasted_bytes
         miss_recall prediction_recall prediction_precision stall_s bytes_read bytes_transferred
         evictions arrangement kernel policy predictor lookahead slots slots_used frames frames_leased
-        frames_sealed"""
+        frames_sealed reads"""
     assert set(report) == set(names.split())
     assert report["hit_rate"] is None
     assert (report["predictor"], report["lookahead"]) == ("none", 0)
