@@ -16,7 +16,8 @@ from compute.client import LoaderClient
 from compute.ledger import Completion
 from compute.transports.cuda_link import CHUNK_BYTES, CudaLink
 from compute.transports.driver import Driver
-from compute.transports.linked import Frames, LinkedTransport
+from compute.transports.ends import Frames
+from compute.transports.linked import LinkedTransport
 from compute.transports.page_lock import PageLock, lock_frames
 from compute.transports.pinned_frames import PinnedFrames
 from compute.transports.staging import Staging
