@@ -189,8 +189,7 @@ class TritonKernel:
         is_transposed = cast(_Experts, module).is_transposed
         gate = recognise(module, self._up_matrix("none", is_transposed).rows, device)
         up = self._up_matrix(gate.pairing if gate else "none", is_transposed)
-        if gate and gate.pairing == "interleaved" and up.part_rows % 2:
-            gate = None  # a pair would lie in two parts
+        assert not gate or gate.pairing != "interleaved" or up.part_rows % 2 == 0, "a pair lies in two parts"
         has_norm = getattr(module, "has_post_expert_norm", False)  # unknown to transformers before 5.18
         return _Anatomy(up, down_matrix(self._layout, is_transposed=is_transposed), gate, has_norm)
 

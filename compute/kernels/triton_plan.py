@@ -17,6 +17,7 @@ MAX_SMALL_BLOCK_TOKENS = 128
 _LANE = 64
 _DECODE_COLUMNS = 256
 _DECODE_TILE = 64
+_BLOCK_WEIGHTS = 64
 _INDEX_LIMIT = 2**31
 
 #: How gate and up lie in an up projection's rows: not at all, one half each, or in turn.
@@ -97,17 +98,15 @@ def decode_tile(matrix: Matrix) -> Tile:
 
 
 def block_tile(matrix: Matrix, num_tokens: int, *, is_wide: bool) -> Tile:
-    """A block of rows by 64 or 128 rows of weights and 64 columns, for matrix units.
+    """A block of rows by 64 rows of weights and 64 columns, for matrix units.
 
     `is_wide`: float32 activations, whose large blocks would need more registers than there are.
     """
-    is_small = is_wide or num_tokens <= MAX_SMALL_BLOCK_TOKENS
-    weight_rows = 64 if is_small else 128
-    part_rows = max(weight_rows // matrix.parts, 2)
+    part_rows = max(_BLOCK_WEIGHTS // matrix.parts, 2)
     chunks = max(_LANE // matrix.lane, 1)
-    is_even = _is_even(matrix, part_rows, chunks)
     num_rows = rows_of_block(num_tokens, is_wide=is_wide)
-    return Tile(part_rows, chunks, num_rows, is_even, 4 if is_small else 8, num_stages=3)
+    is_even = _is_even(matrix, part_rows, chunks)
+    return Tile(part_rows, chunks, num_rows, is_even, num_warps=4, num_stages=3)
 
 
 def rows_of_block(num_tokens: int, *, is_wide: bool) -> int:

@@ -5,15 +5,17 @@ In the suite, real shapes spread over the architectures; every combination with 
 
 import importlib.util
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is not installed", allow_module_level=True)
 
+import torch
 import triton
 from support.cross_compile import MAX_SHARED_BYTES, cross_compile
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
 
 from compute.kernels.measure import gated_layout
 from compute.kernels.triton_gate import Gate
@@ -115,10 +117,49 @@ def test_float32_activations_compile_without_spills() -> None:
     check(launches(layout_of("qwen3", "4", 64), 512, 8, is_wide=True)[0], 80, "fp32")
 
 
-def test_the_check_sees_a_spill(tmp_path: Path) -> None:
-    """A large block of float32 needs more registers than there are: the reason why it is never launched."""
-    launch, _ = launches(layout_of("qwen3", "4", 64), 512, 8, is_wide=False)
-    assert cross_compile(launch, 80, "fp32").stack_bytes > 0
+def test_the_check_sees_a_spill() -> None:
+    launch, _ = launches(layout_of("qwen3", "4", 64), 512, 8)
+    starved = Launch(launch.kernel, launch.constants, {**launch.options, "maxnreg": 32})
+    assert cross_compile(starved, 80).stack_bytes > 0
+
+
+class NoDriver:
+    """As much of a driver as the way to a compilation asks for."""
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", 90, 32)
+
+
+@pytest.fixture
+def no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver, "_active", NoDriver())
+
+
+@pytest.mark.parametrize("num_tokens", [1, 512])
+def test_where_the_indices_lie_and_how_many_rows_there_are_choose_no_other_compilation(
+    num_tokens: int, no_driver: None
+) -> None:
+    """Another compilation may have other bits."""
+    for launch in launches(layout_of("qwen3", "4", 64), num_tokens, 8):
+        names = [name for name in launch.kernel.arg_names if name.endswith("_ptr")]
+        hashes = set()
+        for start, num_rows in ((0, 16), (1, 7), (1, 16), (0, 1)):
+            numbers = torch.zeros(64, dtype=torch.int64)[start : start + num_rows]
+            weights = torch.zeros(64, dtype=torch.bfloat16)[start : start + num_rows]
+            rows = torch.zeros(num_rows, 4096, dtype=torch.bfloat16)
+            tensors = {"x_ptr": rows, "out_ptr": rows, "weights_ptr": weights}
+            arguments = [tensors.get(name, numbers) for name in names]
+            compiled = launch.kernel.warmup(
+                *arguments, grid=(num_rows, 1), **launch.constants, **launch.options
+            )
+            hashes.add(compiled.hash)
+        assert len(hashes) == 1
 
 
 @pytest.mark.stress

@@ -117,6 +117,7 @@ else:
             ("4", (80, 16, 16)),
             ("3", (96, 32, 32)),
             ("2", (160, 32, 32)),
+            ("4", (256, 256, 256)),
             ("none", (36, 20, 0)),
         ],
     )
@@ -256,10 +257,15 @@ else:
         moved = Step(step.layout, step.blobs, step.hidden[shuffled], step.index, step.weights[shuffled])
         assert torch.equal(run_step(kernel, module, moved, [step.blobs[0].data_ptr()]), whole[shuffled])
 
-    def test_a_single_expert_equals_its_part_of_a_group() -> None:
-        step = make_step(gated_tensors(32, 32), "4", 32, num_experts=1, top_k=1, num_tokens=3)
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+    def test_a_group_is_single_experts_rounded_and_then_weighted(dtype: torch.dtype) -> None:
+        step = make_step(
+            gated_tensors(32, 32), "4", 32, num_experts=1, top_k=1, num_tokens=3, dtype=dtype,
+            weights_dtype=torch.float32,
+        )  # fmt: skip
         kernel, module = TritonKernel(step.layout), experts_module()
         rows = kernel(module, step.blobs[0], step.hidden)
+        assert rows.dtype == dtype
         grouped = run_step(kernel, module, step, [step.blobs[0].data_ptr()])
         assert torch.equal(rows * step.weights, grouped)
 

@@ -20,10 +20,7 @@ CUOBJDUMP = Path(nvidia.__file__).parent / "bin" / "cuobjdump"
 #: What a program may have of shared memory, by compute capability.
 MAX_SHARED_BYTES = {80: 163 * 1024, 86: 99 * 1024, 89: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 
-_POINTERS = {
-    **dict.fromkeys(("addresses_ptr", "starts_ptr", "counts_ptr", "places_ptr"), "*i64"),
-    "weights_ptr": "*fp32",
-}
+_INDICES = ("addresses_ptr", "starts_ptr", "counts_ptr", "places_ptr")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +38,7 @@ def cross_compile(launch: Launch, capability: int, dtype: str = "bf16") -> Compi
     """`launch` as it would be compiled for activations of `dtype` on a GPU of this capability."""
     kernel = launch.kernel
     names = [name for name in kernel.arg_names if name.endswith("_ptr")]
-    signature = {name: _POINTERS.get(name, f"*{dtype}") for name in names}
+    signature = {name: "*i64" if name in _INDICES else f"*{dtype}" for name in names}
     signature |= dict.fromkeys(launch.constants, "constexpr")
     signature = {name: signature[name] for name in kernel.arg_names}
     aligned = {
