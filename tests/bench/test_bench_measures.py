@@ -48,7 +48,8 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     write(file, trace)
     arms = "resident,offload,oracle,transformers"
     sizes = ("--pp", str(PP), "--tg", str(TG), "--repeat", "1", "--slots", str(SLOTS), "--threads", "1")
-    return Bench(run("bench", "--arms", arms, *sizes, "--routing", file, "--json", "-"), trace)
+    told = run("bench", "--arms", arms, *sizes, "--routing", file, "--json", "-", timeout_s=115)
+    return Bench(told, trace)
 
 
 def _trace(num_tokens: int) -> Trace:
