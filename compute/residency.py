@@ -88,6 +88,10 @@ class Residency:
         slot = self._resident.get(key)
         return self._coming.get(key) if slot is None else slot
 
+    def slots_of(self, keys: IntArray) -> IntArray | None:
+        """The slots that hold `keys`, in their order; None unless all are resident."""
+        return self._table.find(keys)
+
     def key_in(self, index: int) -> int | None:
         """The expert that a slot holds or awaits."""
         key = self._key_in[index]
@@ -169,23 +173,14 @@ class Residency:
         self.policy.on_access(layer, keys, probs)
         return access
 
-    def hit_all(
-        self, layer: int, keys: Sequence[int], chosen: IntArray, probs: FloatArray | None = None
-    ) -> IntArray | None:
-        """`access` for a step whose experts are all resident: their slots, in the order of `chosen`.
-
-        `chosen` are `keys` in any order. None when one is absent: then nothing was looked up.
-        """
-        slots = self._table.find(chosen)
-        if slots is None:
-            return None
+    def note_hits(self, layer: int, keys: Sequence[int], probs: FloatArray | None = None) -> None:
+        """`access` for a step whose experts are all resident, as `slots_of` has found."""
         if self._on_step is not None:
             self._on_step(layer, keys, probs)
         self.counters.hits += len(keys)
         if self._guesses:
             self.counters.prefetch_used += self._guesses.leave_all(keys)
         self.policy.on_access(layer, keys, probs)
-        return slots
 
     def cancel_overdue(self, clock: int) -> list[int]:
         """Slots of guesses still on their way although layer-step `clock` has shown them wrong or too late.

@@ -32,6 +32,6 @@ class SlotTable:
         self._slot_of[key] = _NOBODY
 
     def find(self, keys: IntArray) -> IntArray | None:
-        """The slots of `keys` (none negative), in their order; None unless all are resident."""
+        """The slots of `keys`, in their order; None unless all are resident."""
         slots: IntArray = self._slot_of.take(keys, mode="clip")
         return None if _NOBODY in slots.tolist() else slots

@@ -127,13 +127,14 @@ class Stage:
         """[1, H]; None, with nothing done, unless the token's experts are distinct and resident."""
         num_experts = self._manifest.num_experts
         chosen = index.numpy()[0] + layer * num_experts
+        slots = self._residency.slots_of(chosen)
+        if slots is None:
+            return None
         keys = sorted(chosen.tolist())
         is_sound = layer * num_experts <= keys[0] and keys[-1] < (layer + 1) * num_experts
         if not is_sound or len(set(keys)) < len(keys):
             return None
-        slots = self._supply.hit(layer, keys, chosen, self._clock, probs)
-        if slots is None:
-            return None
+        self._supply.hit(layer, keys, self._clock, probs)
         self._look_ahead(layer, keys)
         combined = hit_path.run(module, slots, hidden, weights)
         self._show(layer, index, weights)

@@ -13,7 +13,6 @@ from compute.policies.base import FloatArray
 from compute.prefetch import Plan
 from compute.residency import Access, Residency
 from compute.rows import Rows
-from compute.slot_table import IntArray
 from compute.transit import Transit
 from compute.transports.base import Arrivals, Order, Transport
 from protocol.errors import SidestageError
@@ -70,18 +69,14 @@ class Supply:
         self._is_torn = False
         return access, delivery
 
-    def hit(
-        self, layer: int, keys: list[int], chosen: IntArray, clock: int, probs: FloatArray | None = None
-    ) -> IntArray | None:
-        """`request` for a layer-step that needs nothing: see `Residency.hit_all`."""
+    def hit(self, layer: int, keys: list[int], clock: int, probs: FloatArray | None) -> None:
+        """`request` for a layer-step whose experts are all resident: nothing is needed."""
         self._is_torn = True
-        slots = self._residency.hit_all(layer, keys, chosen, probs)
-        if slots is not None:
-            evicted, cancel = self._transit.take_left(), self._residency.cancel_overdue(clock)
-            if evicted or cancel:
-                self._transport.submit(Order(evicted, cancel), clock)
+        self._residency.note_hits(layer, keys, probs)
+        evicted, cancel = self._transit.take_left(), self._residency.cancel_overdue(clock)
+        if evicted or cancel:
+            self._transport.submit(Order(evicted, cancel), clock)
         self._is_torn = False
-        return slots
 
     def guess(self, plan: Plan, keys: list[int], clock: int) -> None:
         """Ask for what is planned ahead of need, while the experts of this step's `keys` stay."""

@@ -14,6 +14,7 @@ from compute.policies import named
 from compute.policies.base import CacheShape
 from compute.residency import Residency
 from compute.slot_table import SlotTable
+from protocol.errors import ModelError
 
 SHAPE = CacheShape(num_layers=3, num_experts=4, top_k=2, num_slots=6)
 COUNTERS = ("hits", "late", "misses", "evictions", "prefetch_issued", "prefetch_used")
@@ -89,20 +90,18 @@ def test_all_hits_are_counted_and_shown_to_the_policy_as_any_others() -> None:
             for _, slot in table.access(layer, keys, layer).admitted:
                 table.landed(slot)
     pairs = dict(tables[0].access(0, [0, 3], 3).hits)
-    slots = tables[1].hit_all(0, [0, 3], np.array([3, 0]))
+    slots = tables[1].slots_of(np.array([3, 0]))
+    tables[1].note_hits(0, [0, 3])
     assert slots is not None and slots.tolist() == [pairs[3], pairs[0]]
     assert tables[0].counters == tables[1].counters
     assert [t.policy.choose_victims(4, set()) for t in tables] == [[4, 5, 0, 3]] * 2
 
 
-def test_a_step_with_an_absent_expert_leaves_no_trace() -> None:
+def test_a_step_with_an_absent_expert_is_no_step_of_hits() -> None:
     table = Residency(SHAPE.num_slots, SHAPE.top_k, named("lru", SHAPE))
     for _, slot in table.access(0, [0, 3], 0).admitted:
         table.landed(slot)
-    before = table.counters.hits
-    for chosen in ([0, 1], [3, 11]):
-        assert table.hit_all(0, sorted(chosen), np.array(chosen)) is None
-    assert table.counters.hits == before
+    assert [table.slots_of(np.array(keys)) for keys in ([0, 1], [3, 11])] == [None, None]
 
 
 def test_who_left_is_not_found_any_more_and_keys_beyond_are_nobody_s() -> None:
@@ -114,3 +113,15 @@ def test_who_left_is_not_found_any_more_and_keys_beyond_are_nobody_s() -> None:
     assert table.find(np.array([5, 100_000])) is None
     table.leave(5)
     assert table.find(np.array([900, 5])) is None
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("chosen", [[0, 1, 2, 32], [0, 1, 2, -1]])
+def test_a_choice_that_is_no_expert_is_refused_although_all_keys_are_resident(
+    resident: Offloaded, chosen: list[int]
+) -> None:
+    logits_of(resident)
+    module = resident.moe_layers[0].experts
+    hidden = torch.zeros(1, resident.model.config.hidden_size, dtype=torch.bfloat16)
+    with pytest.raises(ModelError, match="expert parallelism"):
+        resident.stage.run_layer(module, 0, hidden, torch.tensor([chosen]), torch.ones(1, 4))

@@ -1,7 +1,7 @@
 """Benchmark: where the microseconds of a decoded token go, resident and with half of the experts in slots.
 
 The shipped model, one thread, its processor time. A part is charged with its own time alone; medians
-of segments. The long way is what a token takes when one of its experts is absent.
+of segments, both ways in turn. The long way is what a token takes when one of its experts is absent.
 """
 
 import statistics
@@ -36,7 +36,13 @@ PARTS: dict[str, list[tuple[type, str]]] = {
     "the call into C": [(CpuKernel, "run_group")],
     "sums, addresses": [(HitPath, "run"), (DirectTransport, "addresses")],
     "rows of the long way": [(OneToken, name) for name in ("places", "weighted", "combine")],
-    "lookups": [(Residency, "access"), (Residency, "hit_all"), (Supply, "request"), (Supply, "hit")],
+    "lookups": [
+        (Residency, "access"),
+        (Residency, "note_hits"),
+        (Residency, "slots_of"),
+        (Supply, "request"),
+        (Supply, "hit"),
+    ],
     "policy": [(Lru, "on_access")],
     "stage": [(Stage, name) for name in ("run_layer", "_run_hits", "_run_any", "_compute")],
     "gate": [(GateLookahead, "predict")],
@@ -56,43 +62,54 @@ PARTS: dict[str, list[tuple[type, str]]] = {
 }
 
 
+WAYS = ("long", "short")
+
+Spent = dict[str, dict[str, list[float]]]
+
+
 @pytest.mark.parametrize(("slots", "lookahead"), [(192, 0), (96, 0), (96, 1)])
-@pytest.mark.parametrize("is_short", [False, True], ids=["long way", "short way"])
-def test_where_the_microseconds_go(store_4bit: Path, slots: int, lookahead: int, is_short: bool) -> None:
-    with offload(
-        store_4bit, slots=slots, threads=1, lookahead=lookahead, predictor="gate" if lookahead else "none"
-    ) as offloaded:
-        if not is_short:
-            offloaded.stage._hit_path = None
-        way = "short way" if is_short else "long way"
-        _tell(f"{slots} slots, lookahead {lookahead}, {way}", offloaded)
+def test_where_the_microseconds_go(store_4bit: Path, slots: int, lookahead: int) -> None:
+    spent: Spent = {way: defaultdict(list) for way in WAYS}
+    calls: dict[str, dict[str, int]] = {}
+    with (
+        offload(
+            store_4bit, slots=slots, threads=1, lookahead=lookahead, predictor="gate" if lookahead else "none"
+        ) as offloaded,
+        Stopwatch(PARTS) as watch,
+    ):
+        hit_path = offloaded.stage._hit_path
+        for number in range(-1, SEGMENTS):
+            for way in WAYS:
+                offloaded.stage._hit_path = hit_path if way == "short" else None
+                cpu_us = _decode(offloaded, number + 1, watch) * 1e6 / DECODE
+                if number >= 0:
+                    _note(spent[way], cpu_us, watch)
+                    calls[way] = dict(watch.calls)
+    _tell(f"{slots} slots, lookahead {lookahead}", spent, calls)
+
+
+def _note(spent: dict[str, list[float]], cpu_us: float, watch: Stopwatch) -> None:
+    inside = {part: ns / 1e3 / DECODE for part, ns in watch.spent_ns.items()}
+    ours_us = sum(inside.values())
+    for part, microseconds in {"transformers": cpu_us - ours_us, "ours": ours_us, **inside}.items():
+        spent[part].append(microseconds)
+
+
+def _tell(name: str, spent: Spent, calls: dict[str, dict[str, int]]) -> None:
+    print(f"\n{name:28} us a token: long  short     calls a token: long  short")
+    for part in ("transformers", "ours", *PARTS):
+        figures = [statistics.median(spent[way][part]) if spent[way][part] else 0.0 for way in WAYS]
+        counts = [calls[way].get(part, 0) / DECODE for way in WAYS]
+        if any(figures):
+            print(f"{part:28} {figures[0]:16.0f} {figures[1]:6.0f} {counts[0]:24.1f} {counts[1]:6.1f}")
+    assert all(spent[way]["ours"] for way in WAYS)
 
 
 @torch.no_grad()
-def _tell(name: str, offloaded: Offloaded) -> None:
-    spent: defaultdict[str, list[float]] = defaultdict(list)
-    calls: dict[str, int] = {}
-    with Stopwatch(PARTS) as watch:
-        for number in range(-2, SEGMENTS):
-            cpu_us = _decode(offloaded, number + 2, watch) * 1e6 / DECODE
-            if number >= 0:
-                inside = {part: ns / 1e3 / DECODE for part, ns in watch.spent_ns.items()}
-                spent["all"].append(cpu_us)
-                spent["transformers"].append(cpu_us - sum(inside.values()))
-                for part, microseconds in inside.items():
-                    spent[part].append(microseconds)
-                calls = dict(watch.calls)
-    print(f"\n{name:32} us a token   calls a token")
-    for part in ("all", "transformers", *PARTS):
-        if part in spent:
-            print(f"{part:32} {statistics.median(spent[part]):10.0f} {calls.get(part, 0) / DECODE:15.1f}")
-    assert spent["all"]
-
-
 def _decode(offloaded: Offloaded, number: int, watch: Stopwatch) -> float:
     """Processor seconds of one segment's decode; the watch is cleared after its prompt."""
     length = PROMPT + DECODE
-    tokens = tokens_for(offloaded.model, offloaded.tokenizer, length * (SEGMENTS + 2))
+    tokens = tokens_for(offloaded.model, offloaded.tokenizer, length * (SEGMENTS + 1))
     tokens = tokens[:, number * length : (number + 1) * length]
     cache, _ = run_prompt(offloaded.model, tokens[:, :PROMPT], lambda place, count: None)
     watch.clear()
