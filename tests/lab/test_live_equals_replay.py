@@ -48,6 +48,7 @@ def record(folder: Path, store: Path, **settings: Any) -> tuple[Path, dict[str, 
         ("heat", 30),  # serves some without keeping them
         ("score-ewma", 40),  # looks at the routers' distributions
         ("lru", 192),  # every expert
+        ("reuse-distance", 192),
     ],
 )
 def test_hits_late_and_misses_are_equal(store_none: Path, tmp_path: Path, policy: str, slots: int) -> None:
