@@ -4,7 +4,9 @@ Triton decides on import whether its kernels are interpreted, on the CPU, so the
 run in a process of their own; `TRITON_INTERPRET=1 pytest` on this file shows each by its name.
 """
 
+import ctypes
 import importlib.util
+import mmap
 import os
 import subprocess
 import sys
@@ -248,6 +250,21 @@ else:
         out = run_step(kernel, module, step, [addresses[0], -1, addresses[2]])
         is_absent = step.index.reshape(-1) == 1
         assert (out[is_absent] == 7).all() and torch.equal(out[~is_absent], whole[~is_absent])
+
+    @pytest.mark.parametrize("num_tokens", [1, 9])
+    def test_nothing_beyond_the_blob_is_read(num_tokens: int) -> None:
+        """Its last byte is a bias's, tiles are larger than the matrix, and the next page is forbidden."""
+        tensors = gated_tensors(96, 16, has_bias=True)
+        step = make_step(tensors, "4", 16, num_experts=1, top_k=1, num_tokens=num_tokens)
+        last, stride = step.layout.segments[-1], step.layout.stride
+        assert last.offset + last.num_bytes == stride
+        memory = np.frombuffer(mmap.mmap(-1, stride + mmap.PAGESIZE), np.uint8)
+        beyond = ctypes.c_void_p(memory.ctypes.data + stride)
+        assert ctypes.CDLL(None).mprotect(beyond, ctypes.c_size_t(mmap.PAGESIZE), 0) == 0
+        memory[:stride] = step.blobs[0].numpy()
+        module = experts_module(has_bias=True)
+        out = run_step(TritonKernel(step.layout), module, step, [memory.ctypes.data])
+        assert error_of(out, exact(module, step)) < TOLERANCE[torch.float32]
 
     def test_a_row_does_not_depend_on_the_rows_beside_it() -> None:
         step = make_step(gated_tensors(32, 32), "4", 32, num_tokens=40, num_experts=1, top_k=1)
