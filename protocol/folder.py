@@ -68,15 +68,12 @@ def remove_folder(folder: Path) -> None:
 
 
 def living_doors() -> list[Path]:
-    """The doors of this user's loaders that run, in the first place that holds any; the oldest first."""
+    """The doors of this user's loaders that run, in the first place that holds any."""
     for base in _bases():
         if base.is_dir() and base.lstat().st_uid == os.getuid():
-            folders = [folder for folder in base.iterdir() if (folder / DOOR_NAME).is_socket()]
-            living = [folder for folder in folders if not _is_deserted(folder)]
-            if living:
-                return [
-                    folder / DOOR_NAME for folder in sorted(living, key=lambda each: each.stat().st_mtime)
-                ]
+            folders = sorted(folder for folder in base.glob("*-*") if (folder / DOOR_NAME).is_socket())
+            if living := [folder / DOOR_NAME for folder in folders if not _is_deserted(folder)]:
+                return living
     return []
 
 
