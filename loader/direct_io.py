@@ -1,7 +1,7 @@
 """How a store is read: past the page cache, straight into the frame (O_DIRECT), or through the page cache.
 
 The page cache pays where memory beside the arena holds the whole store: each expert comes from disk
-once. Where it does not, the page cache costs three times the processor time of a direct read, and
+once. Where it does not, the page cache costs more than twice the processor time of a direct read, and
 pushes out what other programs need for experts that the arena holds as well.
 """
 
