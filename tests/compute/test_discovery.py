@@ -86,9 +86,19 @@ def peek(layer: MoeLayer, residual: torch.Tensor) -> torch.Tensor:
 
 def test_the_probe_leaves_no_hook_and_no_stage(tmp_path: Path) -> None:
     model, _ = skeleton_of("mixtral", tmp_path)
+    before = hooks_of(model)
     discover(model)
-    assert all(not m._forward_hooks and not m._forward_pre_hooks for m in model.modules())
+    assert hooks_of(model) == before
     assert all("_sidestage" not in m.__dict__ for m in model.modules())
+
+
+def hooks_of(model: nn.Module) -> list[tuple[str, int]]:
+    """Every module's hooks."""
+    return [
+        (name, hook)
+        for name, m in model.named_modules()
+        for hook in (*m._forward_hooks, *m._forward_pre_hooks)
+    ]
 
 
 def test_a_probe_that_fails_leaves_no_hook_and_no_stage_either(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def call(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> Answer:
     return Answer(code if isinstance(code, int) else 0, captured.out, captured.err)
 
 
-def run(*arguments: str | Path, timeout_s: float = 100.0) -> Answer:
+def run(*arguments: str | Path, timeout_s: float = 240.0) -> Answer:
     """`sidestage ARGUMENTS` as a process of its own, to its end."""
     ended = subprocess.run(
         [*SIDESTAGE, *map(str, arguments)], capture_output=True, text=True, timeout=timeout_s, check=False
@@ -88,7 +88,7 @@ class Running:
     def send(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
 
-    def end(self, timeout_s: float = 100.0) -> Answer:
+    def end(self, timeout_s: float = 240.0) -> Answer:
         """Wait for the end."""
         out, err = self.process.communicate(timeout=timeout_s)
         return Answer(self.process.returncode, (self._seen + out).decode(), err.decode())
