@@ -91,8 +91,9 @@ def decode_tile(matrix: Matrix) -> Tile:
     """
     columns = _DECODE_COLUMNS if matrix.bits else _LANE
     chunks = max(min(columns, _power_of_two(matrix.columns)) // matrix.lane, 1)
-    num_loads = {3: 2, 8: matrix.parts, 0: matrix.parts}.get(matrix.bits, 1)
-    part_rows = _DECODE_TILE // (chunks * num_loads) if matrix.bits else _DECODE_TILE // (2 * num_loads)
+    part_rows = _DECODE_TILE // chunks if matrix.bits else _DECODE_TILE // (2 * matrix.parts)
+    if matrix.bits == 3:
+        part_rows //= 2  # eight sums of three planes: registers
     part_rows = max(min(part_rows, _power_of_two(matrix.part_rows)), 2)
     return Tile(part_rows, chunks, 1, _is_even(matrix, part_rows, chunks), num_warps=4, num_stages=2)
 

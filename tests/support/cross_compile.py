@@ -70,5 +70,6 @@ def _usage(cubin: bytes) -> tuple[int, int, int]:
 
 
 def _widest_load(ptx: str) -> int:
-    loads = re.findall(r"ld\.global\S*?(?:\.v(\d))?\.b(\d+)", ptx)
-    return max(int(count or 1) * int(bits) for count, bits in loads)
+    """Of weights in words of 32 bits; 0 when all are copied to shared memory."""
+    counts = re.findall(r"ld\.global\S*?(?:\.v(\d))?\.b32", ptx)
+    return max((32 * int(count or 1) for count in counts), default=0)
