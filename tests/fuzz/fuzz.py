@@ -1,7 +1,7 @@
 """`make fuzz`: one target for a while, from its corpus. Guided by coverage where atheris is installed.
 
 `python tests/fuzz/fuzz.py TARGET [SECONDS]`. Bytes that break something are written into the
-corpus, so that the suite replays them from then on.
+corpus, so that the suite replays them from then on; what only reached new code lies in build/fuzz.
 """
 
 import hashlib
@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from support.mutate import mutated
 
 CORPUS = Path(__file__).parent / "corpus"
+REACHED = Path(__file__).parents[2] / "build" / "fuzz"
 
 
 def main() -> None:
@@ -27,9 +28,13 @@ def main() -> None:
     with atheris.instrument_imports(include=["protocol", "loader", "compute"]):
         from support.fuzz_targets import TARGETS
 
+        for seed in (CORPUS / target).iterdir():  # what is imported on the way is instrumented too
+            TARGETS[target](seed.read_bytes())
     arguments = [f"-max_total_time={seconds:.0f}", "-max_len=65536", "-timeout=20", "-rss_limit_mb=2048"]
     artefacts = f"-artifact_prefix={CORPUS / target}/found-"
-    atheris.Setup([sys.argv[0], *arguments, artefacts, str(CORPUS / target)], TARGETS[target])
+    (REACHED / target).mkdir(parents=True, exist_ok=True)
+    folders = [str(REACHED / target), str(CORPUS / target)]  # what is new goes into the first
+    atheris.Setup([sys.argv[0], *arguments, artefacts, *folders], TARGETS[target])
     atheris.Fuzz()
     return None
 
