@@ -45,8 +45,8 @@ def choose_device(device: str, arrangement: str, has_cuda: bool, vram: int | Non
     chosen = "cuda" if has_cuda and device != "cpu" and arrangement not in ("direct", "emulated") else "cpu"
     if vram is not None and chosen == "cpu":
         raise ValueError(
-            "--vram belongs to the arrangements with a CUDA device (staged, pinned), and this run computes on "
-            "the CPU: pass --slots instead"
+            "--vram belongs to the arrangements with a CUDA device (staged, pinned), and this run computes "
+            "on the CPU: pass --slots instead"
         )
     return chosen
 

@@ -153,6 +153,8 @@ def test_a_flag_alone_can_be_switched_on_by_the_environment(
 def test_a_secret_is_shown_to_nobody(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SIDESTAGE_API_KEY", "s3cret")
     lines = call(capsys, "config", "serve").out
-    assert ["api-key", "(hidden)", "SIDESTAGE_API_KEY", "serve"] in [line.split() for line in lines.splitlines()]
+    assert ["api-key", "(hidden)", "SIDESTAGE_API_KEY", "serve"] in [
+        line.split() for line in lines.splitlines()
+    ]
     assert "s3cret" not in call(capsys, "config", "--json", "-").out
     assert "s3cret" not in lines
