@@ -5,6 +5,7 @@ corpus, so that the suite replays them from then on; what only reached new code 
 """
 
 import hashlib
+import os
 import random
 import sys
 import time
@@ -20,6 +21,8 @@ REACHED = Path(__file__).parents[2] / "build" / "fuzz"
 
 def main() -> None:
     target, seconds = sys.argv[1], float(sys.argv[2]) if len(sys.argv) > 2 else 60.0
+    REACHED.mkdir(parents=True, exist_ok=True)
+    os.environ["XDG_RUNTIME_DIR"] = str(REACHED)  # a fuzzer ends without tidying up
     try:
         import atheris
     except ImportError:
