@@ -60,8 +60,9 @@ def cache(
     policy: PolicyOption = "lru",
     predictor: PredictorOption = "gate",
     lookahead: LookaheadOption = None,
+    direct_io: DirectIoOption = "auto",
 ) -> None:
-    """Which experts are where, and which are asked for ahead of need."""
+    """Which experts are where, which are asked for ahead of need, and how they are read."""
 
 
 def placement(
@@ -71,7 +72,6 @@ def placement(
     stage: StageOption = 1,
     link: LinkOption = None,
     connect: ConnectOption = None,
-    direct_io: DirectIoOption = "auto",
 ) -> None:
     """Where the model computes, and how experts get there."""
 

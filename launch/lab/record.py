@@ -111,6 +111,7 @@ def _offload(run: RunConfig) -> "Offloaded":
         device=run.device,
         threads=run.threads,
         timeout=run.timeout,
+        direct_io=run.direct_io,
     )
 
 
