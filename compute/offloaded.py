@@ -88,7 +88,7 @@ def offload(
     vram: Size | None = None,
     arrangement: str = "auto",
     link: Size | None = None,
-    policy: str = "lru",
+    policy: str = "reuse-distance",
     predictor: str = "gate",
     lookahead: int | None = None,
     bits: str | int | None = None,

@@ -57,7 +57,7 @@ def compute(
 def cache(
     slots: SlotsOption = None,
     ram: RamOption = None,
-    policy: PolicyOption = "lru",
+    policy: PolicyOption = "reuse-distance",
     predictor: PredictorOption = "gate",
     lookahead: LookaheadOption = None,
     direct_io: DirectIoOption = "auto",

@@ -73,7 +73,9 @@ def bench(
         ),
     ] = None,
     direct_io: DirectIoOption = "auto",
-    policy: Annotated[str, typer.Option(metavar="NAME", help="Eviction policy, or file.py:Class.")] = "lru",
+    policy: Annotated[str, typer.Option(metavar="NAME", help="Eviction policy, or file.py:Class.")] = (
+        "reuse-distance"
+    ),
     threads: Annotated[
         int | None, typer.Option(metavar="N", help="Compute threads [default: torch's].")
     ] = None,
