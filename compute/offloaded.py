@@ -88,7 +88,7 @@ def offload(
     vram: Size | None = None,
     arrangement: str = "auto",
     link: Size | None = None,
-    policy: str = "reuse-distance",
+    policy: str = "lru",
     predictor: str = "gate",
     lookahead: int | None = None,
     bits: str | int | None = None,

@@ -42,7 +42,7 @@ class RunConfig:
     vram: int | None = None
     stage: int = 1
     ram: int | None = None
-    policy: str = "reuse-distance"
+    policy: str = "lru"
     predictor: str = "gate"
     lookahead: int | None = None
     link: int | None = None

@@ -57,7 +57,7 @@ def compute(
 def cache(
     slots: SlotsOption = None,
     ram: RamOption = None,
-    policy: PolicyOption = "reuse-distance",
+    policy: PolicyOption = "lru",
     predictor: PredictorOption = "gate",
     lookahead: LookaheadOption = None,
     direct_io: DirectIoOption = "auto",

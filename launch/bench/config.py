@@ -36,7 +36,7 @@ class BenchConfig:
     lookahead: int = 1
     link: int | None = None
     rate: int | None = None
-    policy: str = "reuse-distance"
+    policy: str = "lru"
     direct_io: str = "auto"
     threads: int | None = None
     timeout: float | None = None

@@ -73,9 +73,7 @@ def bench(
         ),
     ] = None,
     direct_io: DirectIoOption = "auto",
-    policy: Annotated[str, typer.Option(metavar="NAME", help="Eviction policy, or file.py:Class.")] = (
-        "reuse-distance"
-    ),
+    policy: Annotated[str, typer.Option(metavar="NAME", help="Eviction policy, or file.py:Class.")] = "lru",
     threads: Annotated[
         int | None, typer.Option(metavar="N", help="Compute threads [default: torch's].")
     ] = None,

@@ -48,9 +48,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     write(file, trace)
     arms = "resident,offload,oracle,transformers"
     sizes = ("--pp", str(PP), "--tg", str(TG), "--repeat", "1", "--slots", str(SLOTS), "--threads", "1")
-    told = run(
-        "bench", "--arms", arms, *sizes, "--policy", "lru", "--routing", file, "--json", "-", timeout_s=280
-    )
+    told = run("bench", "--arms", arms, *sizes, "--routing", file, "--json", "-", timeout_s=280)
     return Bench(told, trace)
 
 

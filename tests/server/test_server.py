@@ -357,7 +357,7 @@ def test_the_metrics_tell_what_the_experts_and_the_clients_did(server: Server) -
     assert 0 < figures["sidestage_slots_used"] <= figures["sidestage_slots"] == SLOTS
     assert figures["sidestage_frames"] > SLOTS
     assert figures["sidestage_read_bytes_total"] > 0
-    assert figures['sidestage_evictions_total{policy="reuse-distance"}'] > 0
+    assert figures['sidestage_evictions_total{policy="lru"}'] > 0
     for name in (
         "prefetch_issued_total",
         "prefetch_used_total",
