@@ -40,7 +40,7 @@ class OnTerminal:
         until = time.monotonic() + timeout_s
         while self.process.poll() is None and time.monotonic() < until:
             self._read(0.1)
-        return self.process.wait(timeout=1.0)
+        return self.process.wait(timeout=60.0)
 
     def _read(self, timeout_s: float) -> None:
         if select.select([self._master], [], [], timeout_s)[0]:
