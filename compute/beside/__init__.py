@@ -1,0 +1,1 @@
+"""Beside the device: what lets it decode without the host, and the policy that follows it."""
