@@ -107,7 +107,6 @@ def _asked(
         slots=settings.slots,
         free_bytes=free_bytes,
         free_frames=free_frames,
-        may_pass=hasattr(policies.find(settings.policy), "choose_admitted"),
         vram=settings.vram,
         free_vram=driver.memory()[0] if driver else 0,
     )

@@ -28,8 +28,7 @@ class Asked:
 
     `arrangement` is settled. `free_bytes` is the memory that can be taken now. `free_frames` is set
     when the arena is there already: the frames of a running loader that no other client has
-    reserved. `may_pass`: the policy may serve an expert without keeping it, whatever room there is.
-    `free_vram` is what can be taken of the device, for staged and pinned.
+    reserved. `free_vram` is what can be taken of the device, for staged and pinned.
     """
 
     arrangement: str
@@ -37,7 +36,6 @@ class Asked:
     slots: int | None
     free_bytes: int
     free_frames: int | None = None
-    may_pass: bool = False
     vram: int | None = None
     free_vram: int = 0
 
@@ -191,24 +189,24 @@ def _fit(manifest: Manifest, asked: Asked, room: _Room) -> tuple[int, int]:
     most = manifest.num_keys
     if asked.slots is not None:
         slots = min(asked.slots, most)
-    elif room.num_experts >= most + _most_transit(manifest, asked, most):
+    elif room.num_experts >= most:
         slots = most
     else:
         slots = max(room.num_experts - NUM_TRANSIT, manifest.top_k)
-    if room.num_experts < slots + min(_most_transit(manifest, asked, slots), 1):
+    if room.num_experts < slots + min(_most_transit(manifest, slots), 1):
         slots = room.num_experts - 1
     if slots < manifest.top_k:
-        least = manifest.top_k + min(_most_transit(manifest, asked, manifest.top_k), 1)
+        least = manifest.top_k + min(_most_transit(manifest, manifest.top_k), 1)
         raise MemoryBudgetError(
             f"{room.words}, at least {least} are needed ({format_size(least * manifest.layout.stride)}): "
             f"{room.advice}"
         )
-    return slots, min(_most_transit(manifest, asked, slots), room.num_experts - slots)
+    return slots, min(_most_transit(manifest, slots), room.num_experts - slots)
 
 
-def _most_transit(manifest: Manifest, asked: Asked, slots: int) -> int:
-    """How many transit slots are of use beside `slots`: none when every expert has a slot and keeps it."""
-    return min(NUM_TRANSIT, max(manifest.num_keys - slots, 1 if asked.may_pass else 0))
+def _most_transit(manifest: Manifest, slots: int) -> int:
+    """How many transit slots are of use beside `slots`: none when every expert has a slot."""
+    return min(NUM_TRANSIT, manifest.num_keys - slots)
 
 
 def _room_for_frames(manifest: Manifest, asked: Asked, share: int) -> _Room:

@@ -134,8 +134,8 @@ class _Cache:
         self.misses += len(missing)
         if len(keys) <= self._num_slots:
             held = keys if len(keys) <= LONG_STEP else set(keys)
-            if self._choose_admitted is not None:
-                missing = self._choose_admitted(missing, min(self._num_free, len(missing)), held)
+            if self._choose_admitted is not None and len(missing) > self._num_free:
+                missing = self._choose_admitted(missing, self._num_free, held)
             lacking = len(missing) - self._num_free
             if lacking > 0:
                 victims = policy.choose_victims(lacking, held)

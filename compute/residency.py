@@ -56,6 +56,8 @@ class Residency:
     top_k: int
     policy: EvictionPolicy
     counters: ResidencyCounters = field(default_factory=ResidencyCounters)
+    #: the same as `_resident`, for many keys at once
+    table: SlotTable = field(default_factory=SlotTable)
     _may_pass: bool = field(init=False)
     _on_step: Callable[[int, Sequence[int], FloatArray | None], None] | None = field(init=False)
     _free: list[int] = field(init=False)
@@ -63,8 +65,6 @@ class Residency:
     _key_in: list[int] = field(init=False)
     #: key -> slot; an expert is in one of the two, or in none
     _resident: dict[int, int] = field(init=False, default_factory=dict)
-    #: the same as `_resident`, for many keys at once
-    _table: SlotTable = field(init=False, default_factory=SlotTable)
     _coming: dict[int, int] = field(init=False, default_factory=dict)
     _guesses: Probation = field(init=False, default_factory=Probation)
     #: slots whose fetch is on its way and cancelled
@@ -90,7 +90,7 @@ class Residency:
 
     def slots_of(self, keys: IntArray) -> IntArray | None:
         """The slots that hold `keys`, in their order; None unless all are resident."""
-        return self._table.find(keys)
+        return self.table.find(keys)
 
     def key_in(self, index: int) -> int | None:
         """The expert that a slot holds or awaits."""
@@ -195,21 +195,27 @@ class Residency:
         cancelled.update(overdue)
         return overdue
 
-    def speculate(self, wanted: Iterable[tuple[int, int]], held: Set[int], clock: int) -> Speculation:
+    def speculate(
+        self, wanted: Iterable[tuple[int, int]], held: Set[int], clock: int, *, evicts: bool = True
+    ) -> Speculation:
         """Give slots to the (key, deadline) pairs of `wanted` that have none, most urgent first.
 
         A guess that is already there, or on its way, gets the later deadline. Nobody in `held`
-        leaves for a guess, nor does a guess that is still ahead of its deadline.
+        leaves for a guess, nor does a guess that is still ahead of its deadline; nobody at all
+        unless it `evicts`.
         """
         fresh = {key: deadline for key, deadline in wanted if not self._renew(key, deadline)}
         if not fresh:
             return Speculation([], [])
         newcomers = list(fresh)[: self.speculative_room(clock)]
         most = self.num_slots - self.top_k
-        excess = max(len(self._guesses) + len(newcomers) - most, 0)
-        evicted = self._evict(self._expired(clock, held)[:excess])
-        newcomers = newcomers[: most - len(self._guesses)]
-        evicted += self._make_room(len(newcomers), held, clock, spare_live=True)
+        evicted: list[tuple[int, int]] = []
+        if evicts:
+            excess = max(len(self._guesses) + len(newcomers) - most, 0)
+            evicted = self._evict(self._expired(clock, held)[:excess])
+        newcomers = newcomers[: max(most - len(self._guesses), 0)]
+        if evicts:
+            evicted += self._make_room(len(newcomers), held, clock, spare_live=True)
         coming = []
         for key in newcomers[: len(self._free)]:
             self._guesses.enter(key, fresh[key])
@@ -224,7 +230,7 @@ class Residency:
         key = self._key_in[index]
         assert key in self._coming, (index, key)
         slot = self._resident[key] = self._coming.pop(key)
-        self._table.enter(key, slot)
+        self.table.enter(key, slot)
         if self._cancelled:
             self._cancelled.discard(index)
 
@@ -280,11 +286,11 @@ class Residency:
         return Access(hits, late, admitted, passing, evicted)
 
     def _newcomers(self, missing: list[int], held: Set[int]) -> list[int]:
-        """Those of `missing` that shall get a slot: all, unless the policy may let experts pass."""
-        if not self._may_pass:
+        """Those of `missing` that shall get a slot; where nobody has to leave for them, all."""
+        num_free = len(self._free)
+        if not self._may_pass or len(missing) <= num_free:
             return missing
         policy = cast(AdmissionPolicy, self.policy)
-        num_free = min(len(self._free), len(missing))
         return contract.choose_admitted(policy, missing, num_free, self._unmovable(held))
 
     def _renew(self, key: int, deadline: int) -> bool:
@@ -311,7 +317,7 @@ class Residency:
         evicted = []
         for key in keys:
             slot = self._resident.pop(key)
-            self._table.leave(key)
+            self.table.leave(key)
             self._vacate(key, slot)
             evicted.append((key, slot))
         if self._guesses:

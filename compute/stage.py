@@ -294,8 +294,7 @@ class Stage:
 
 
 def _check_transit(manifest: Manifest, residency: Residency, transport: Transport) -> None:
-    may_pass = residency.num_slots < manifest.num_keys or hasattr(residency.policy, "choose_admitted")
-    if may_pass and transport.num_transit < 1:
+    if residency.num_slots < manifest.num_keys and transport.num_transit < 1:
         raise ValueError(
             f"{residency.num_slots} slots for {manifest.num_keys} experts and no transit slot: "
             "at least 1 is needed for layer-steps that use more experts than there are slots"

@@ -13,7 +13,6 @@ from compute.budget import Asked, Budget, plan_budget, plan_frames
 from compute.cache_folder import find_store
 from compute.cuda_presence import has_cuda
 from compute.pin_limit import pin_limit
-from compute.policies import find
 from launch.config import RunConfig
 from launch.job import Job
 from protocol.arena import available_memory_bytes
@@ -59,7 +58,6 @@ def plan_run(config: RunConfig, prompt: str) -> Plan:
         ram=config.ram,
         slots=config.slots,
         free_bytes=free_bytes,
-        may_pass=":" in config.policy or hasattr(find(config.policy), "choose_admitted"),
     )
     if device == "cuda":
         return _plan_for_device(config, prompt, store, manifest, asked, reason)

@@ -66,6 +66,6 @@ class AdmissionPolicy(EvictionPolicy, Protocol):
     def choose_admitted(self, missing: Sequence[int], num_free: int, held: Container[int]) -> list[int]:
         """Those of a layer-step's `missing` keys that shall get a slot; the others pass through.
 
-        `num_free` of them cost no victim. Not asked where a step needs more experts than there
-        are slots. Changes nothing.
+        `num_free` of them, fewer than all, cost no victim. Not asked where nobody has to leave, nor
+        where a step needs more experts than there are slots. Changes nothing.
         """

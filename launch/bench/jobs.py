@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from compute.budget import Asked, Budget, plan_budget
-from compute.policies import find
 from launch.bench.arms import Arm
 from launch.bench.config import BenchConfig
 from launch.bench.job import ArmJob
@@ -91,7 +90,6 @@ def _budget(arm: Arm, config: BenchConfig, manifest: Manifest, arrangement: str,
         ram=None if is_resident else config.ram,
         slots=slots,
         free_bytes=free_bytes,
-        may_pass=":" in config.policy or hasattr(find(config.policy), "choose_admitted"),
     )
     return plan_budget(manifest, asked)
 

@@ -49,11 +49,6 @@ def test_ram_for_exactly_all_experts_holds_them_all() -> None:
     assert plan_budget(manifest_of(), asked(ram=32 * STRIDE)).num_slots == 32
 
 
-def test_a_policy_that_may_pass_experts_by_gets_a_transit_slot_always() -> None:
-    budget = plan_budget(manifest_of(), asked(may_pass=True))
-    assert (budget.num_slots, budget.num_transit, budget.num_frames) == (32, 1, 33)
-
-
 def test_smaller_ram_beats_slots_and_is_named() -> None:
     budget = plan_budget(manifest_of(), asked(ram=10 * STRIDE, slots=20))
     assert (budget.num_slots, budget.num_transit) == (9, 1)
@@ -173,7 +168,6 @@ def test_staged_needs_two_frames() -> None:
     ram=st.none() | st.integers(0, 100 * STRIDE),
     free=st.integers(0, 300 * STRIDE),
     free_frames=st.none() | st.integers(0, 64),
-    may_pass=st.booleans(),
 )
 def test_a_plan_is_legal_and_stays_within_what_there_is(
     arrangement: str,
@@ -182,7 +176,6 @@ def test_a_plan_is_legal_and_stays_within_what_there_is(
     ram: int | None,
     free: int,
     free_frames: int | None,
-    may_pass: bool,
 ) -> None:
     manifest = manifest_of(top_k=top_k)
     try:
@@ -194,13 +187,12 @@ def test_a_plan_is_legal_and_stays_within_what_there_is(
                 ram=ram,
                 free_bytes=free,
                 free_frames=free_frames,
-                may_pass=may_pass,
             ),
         )
     except (ValueError, MemoryBudgetError):
         return
     assert top_k <= budget.num_slots <= manifest.num_keys
-    assert budget.num_transit >= 1 or (budget.num_slots == manifest.num_keys and not may_pass)
+    assert budget.num_transit >= 1 or budget.num_slots == manifest.num_keys
     assert slots is None or budget.num_slots <= slots
     if free_frames is not None:
         assert budget.num_frames <= free_frames

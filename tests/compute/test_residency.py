@@ -216,8 +216,16 @@ class Inventive(Lru):
 
 def test_a_policy_that_admits_whom_nobody_wants_is_refused_by_name() -> None:
     table = Residency(2, 2, Inventive(CacheShape(NUM_LAYERS, NUM_EXPERTS, TOP_K, 2)))
+    step(table, [1, 2], clock=0)
     with pytest.raises(ValueError, match=r"Inventive\.choose_admitted named \[99\] out of \[0\]"):
-        table.access(0, [0], clock=0)
+        table.access(0, [0], clock=1)
+
+
+def test_nobody_passes_while_there_is_a_slot_for_all() -> None:
+    """The policy is not asked: so a slot for every expert is enough, and none is left for transit."""
+    table = Residency(4, 2, Inventive(CacheShape(NUM_LAYERS, NUM_EXPERTS, TOP_K, 4)))
+    for clock, keys in enumerate(([0, 1], [2, 3], [0, 3])):
+        assert not step(table, keys, clock=clock).passing
 
 
 # --- whatever happens -------------------------------------------------------------------------------
