@@ -17,11 +17,12 @@ from compute.arrangement import HostMemory, choose_arrangement, choose_device
 from compute.budget import Asked, Budget, plan_budget
 from compute.cache_folder import check_quantization, find_store
 from compute.discovery import MoeLayer, discover
+from compute.look_ahead import LookAhead
 from compute.opening import Way, open_way
 from compute.passes import Passes
 from compute.pin_limit import pin_limit
 from compute.policies.base import CacheShape
-from compute.predictors.base import Predictor, RoutingShape
+from compute.predictors.base import RoutingShape
 from compute.prefetch import PrefetchPlanner
 from compute.recording import Recording
 from compute.reporter import Reporter
@@ -153,28 +154,34 @@ def _open_stage(
     top_k, num_experts = manifest.top_k, manifest.num_experts
     shape = CacheShape(manifest.num_layers, num_experts, top_k, transport.num_slots)
     policy = policies.named(settings.policy, shape)
-    ahead = settings.lookahead
+    residency = Residency(transport.num_slots, top_k, policy)
     kernel, kernel_reason = kernels.choose(manifest.layout, device=place)
     _log.info("kernel %s: %s", kernel.name, kernel_reason)
     return Stage(
         manifest=manifest,
-        residency=Residency(transport.num_slots, top_k, policy),
+        residency=residency,
         transport=transport,
         kernel=kernel,
-        predictor=_open_predictor(manifest, layers, settings),
-        prefetch=PrefetchPlanner(num_experts, top_k, manifest.layout.stride, ahead) if ahead else None,
+        look_ahead=_open_look_ahead(manifest, layers, settings, residency),
         timeline=timeline,
         router_probs=RouterProbs(layers) if policy.needs_probs else None,
         policy_name=settings.policy,
     )
 
 
-def _open_predictor(manifest: Manifest, layers: list[MoeLayer], settings: Settings) -> Predictor | None:
+def _open_look_ahead(
+    manifest: Manifest, layers: list[MoeLayer], settings: Settings, residency: Residency
+) -> LookAhead | None:
     """What looks ahead, with its ears at the model; None where nothing is to be predicted."""
-    if not settings.lookahead:
+    ahead = settings.lookahead
+    if not ahead:
         return None
     shape = RoutingShape(manifest.num_layers, manifest.num_experts, manifest.top_k)
-    return predictors.named(settings.predictor, shape, settings.lookahead, moe_layers=layers)
+    predictor = predictors.named(settings.predictor, shape, ahead, moe_layers=layers)
+    if predictor is None:
+        return None
+    planner = PrefetchPlanner(manifest.num_experts, manifest.top_k, manifest.layout.stride, ahead)
+    return LookAhead(predictor, planner, residency, manifest)
 
 
 def _tell(way: Way, reason: str, budget: Budget, stage: Stage) -> tuple[str, ...]:

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 
 from compute.hit_path import HitPath
 from compute.kernels.base import ExpertKernel, GroupKernel
+from compute.look_ahead import LookAhead
 from compute.policies.base import FloatArray
-from compute.predictors.base import Predictor
-from compute.predictors.scored import Score, Scored
-from compute.prefetch import PrefetchPlanner
+from compute.predictors.scored import Score
 from compute.residency import Access, Residency
 from compute.router_probs import RouterProbs
 from compute.rows import Rows, group
@@ -44,8 +43,7 @@ class Stage:
         residency: Residency,
         transport: Transport,
         kernel: ExpertKernel,
-        predictor: Predictor | None = None,
-        prefetch: PrefetchPlanner | None = None,
+        look_ahead: LookAhead | None = None,
         timeline: Timeline | None = None,
         router_probs: RouterProbs | None = None,
         policy_name: str = "",
@@ -63,8 +61,7 @@ class Stage:
         self._hit_path: HitPath | None = None
         if isinstance(kernel, GroupKernel) and isinstance(transport, AddressedTransport) and not timeline:
             self._hit_path = HitPath(kernel, transport)
-        self._predictor = Scored(predictor) if predictor else None
-        self._prefetch = prefetch
+        self._ahead = look_ahead
         self._timeline = timeline
         self._policy_name = policy_name or type(residency.policy).__name__
         self._supply = Supply(residency, transport, timeline)
@@ -79,8 +76,8 @@ class Stage:
         with self.undivided:
             self._pass_number += 1
             self._residency.policy.begin_pass(num_tokens, is_new_sequence)
-            if self._predictor:
-                self._predictor.begin_pass(num_tokens, is_new_sequence)
+            if self._ahead:
+                self._ahead.begin_pass(num_tokens, is_new_sequence)
 
     def run_layer(
         self, module: nn.Module, layer: int, hidden: Tensor, index: Tensor, weights: Tensor
@@ -169,18 +166,8 @@ class Stage:
 
     def _look_ahead(self, layer: int, keys: list[int]) -> None:
         """Prefetch for the layers to come, as far as there is room for guesses."""
-        predictor, prefetch, clock = self._predictor, self._prefetch, self._clock
-        if predictor is None or prefetch is None or self._residency.num_used == self._manifest.num_keys:
-            return
-        first_key = layer * self._manifest.num_experts
-        chosen = [key - first_key for key in keys]
-        predictor.observe(layer, chosen)
-        if not prefetch.may_ask(self._residency, clock):
-            return
-        predictions = predictor.predict(layer, None, chosen)
-        if predictions:
-            plan = prefetch.plan(predictions, layer, clock, self._residency)
-            self._supply.guess(plan, keys, clock)
+        if self._ahead and (plan := self._ahead.plan(layer, keys, self._clock)):
+            self._supply.guess(plan, keys, self._clock)
 
     def _compute(
         self, module: nn.Module, rows: Rows, there: list[tuple[int, int]], hidden: Tensor, weights: Tensor
@@ -210,16 +197,14 @@ class Stage:
     @property
     def notices(self) -> list[str]:
         """Sentences for the user: what cannot be predicted, and why nothing is prefetched."""
-        notices = list(self._predictor.notices) if self._predictor else []
-        if self._prefetch and (reason := self._prefetch.idle_reason(self._residency)):
-            notices.append(reason)
-        return notices
+        return self._ahead.notices if self._ahead else []
 
     def report(self) -> dict[str, int | float | str | None]:
         """The counters of everything that ran so far, by their names in the JSON contract."""
         counters = self._residency.counters
         stats = self._transport.stats()
-        score = self._predictor.score if self._predictor else Score()
+        ahead = self._ahead
+        score = ahead.score if ahead else Score()
         return {
             "lookups": counters.lookups,
             "hits": counters.hits,
@@ -240,8 +225,8 @@ class Stage:
             "arrangement": self._transport.arrangement,
             "kernel": self._kernel.name,
             "policy": self._policy_name,
-            "predictor": self._predictor.name if self._predictor else "none",
-            "lookahead": self._predictor.lookahead if self._predictor else 0,
+            "predictor": ahead.name if ahead else "none",
+            "lookahead": ahead.lookahead if ahead else 0,
             "slots": self._residency.num_slots,
             "slots_used": self._residency.num_used,
             "frames": stats.get("frames", 0),
@@ -271,8 +256,8 @@ class Stage:
 
     def close(self) -> None:
         """Let go of the model, and give every expert back. Idempotent."""
-        if self._predictor:
-            self._predictor.close()
+        if self._ahead:
+            self._ahead.close()
         if self.router_probs:
             self.router_probs.close()
         self._transport.close()

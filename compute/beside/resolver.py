@@ -42,4 +42,4 @@ class Resolver(Protocol):
         """
 
     def gather(self, addresses: Tensor, sources: Tensor, num_bytes: int) -> None:
-        """Copy `num_bytes`, a multiple of 4096, from sources[i] to addresses[i] wherever sources[i] is not 0."""
+        """Copy `num_bytes`, a multiple of 4096, from sources[i] to addresses[i] where sources[i] is not 0."""

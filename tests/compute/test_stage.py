@@ -15,6 +15,7 @@ from transformers.integrations.moe import grouped_mm_experts_forward
 from transformers.models.olmoe.modeling_olmoe import OlmoeExperts
 
 from compute.kernels.reference import ReferenceKernel
+from compute.look_ahead import LookAhead
 from compute.policies import named
 from compute.policies.base import CacheShape
 from compute.predictors.base import Prediction
@@ -125,14 +126,16 @@ class Show:
         self.residency = Residency(num_slots, TOP_K, named(policy, shape))
         self.routing: dict[int, list[int]] = {}
         self.predictor = Soothsayer(self.routing, lookahead, seed) if lookahead else None
-        planner = PrefetchPlanner(NUM_EXPERTS, TOP_K, self.manifest.layout.stride, lookahead)
+        ahead = None
+        if self.predictor:
+            planner = PrefetchPlanner(NUM_EXPERTS, TOP_K, self.manifest.layout.stride, lookahead)
+            ahead = LookAhead(self.predictor, planner, self.residency, self.manifest)
         self.stage = Stage(
             manifest=self.manifest,
             residency=self.residency,
             transport=self.transport,
             kernel=ReferenceKernel(self.manifest.layout),
-            predictor=self.predictor,
-            prefetch=planner if lookahead else None,
+            look_ahead=ahead,
             timeline=timeline,
         )
         self.generator = torch.Generator().manual_seed(seed)

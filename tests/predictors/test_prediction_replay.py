@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from support.shuffled_transport import ShuffledTransport
 from torch import Tensor, nn
 
+from compute.look_ahead import LookAhead
 from compute.modelled_link import ModelledLink
 from compute.policies import named as named_policy
 from compute.policies.base import CacheShape
@@ -89,13 +90,13 @@ def run_live(trace: Trace, spec: str, lookahead: int, num_slots: int, policy: st
     predictor = named(
         spec, RoutingShape(NUM_LAYERS, NUM_EXPERTS, TOP_K), lookahead, recorded=Recorded.of(steps)
     )
+    planner = PrefetchPlanner(NUM_EXPERTS, TOP_K, manifest.layout.stride, lookahead)
     stage = Stage(
         manifest=manifest,
         residency=residency,
         transport=ShuffledTransport(blobs, num_slots, 2, eagerness=1.0),
         kernel=SameRows(),
-        predictor=predictor,
-        prefetch=PrefetchPlanner(NUM_EXPERTS, TOP_K, manifest.layout.stride, lookahead),
+        look_ahead=LookAhead(predictor, planner, residency, manifest) if predictor else None,
     )
     for each in steps.passes():
         tokens = slice(*steps.token_of_pass[each.number : each.number + 2])
