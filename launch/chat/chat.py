@@ -54,7 +54,7 @@ class Conversation:
 
     def run(self) -> None:
         """Until the user leaves. Raises SidestageError, KeyboardInterrupt, BrokenPipeError."""
-        for line in self._terminal.lines():
+        for line in self._terminal.lines(self._partner.interrupts):
             match line.strip():
                 case "/exit" | "/quit":
                     return

@@ -31,7 +31,10 @@ _Readable = Line | ComputeProcess | Interrupts
 
 
 class Partner:
-    """Answers questions until closed. A context manager: leaving stops both processes."""
+    """Answers questions until closed. A context manager: leaving stops both processes.
+
+    `interrupts`: Ctrl-C and SIGTERM, as they come from now on.
+    """
 
     def __init__(self, plan: Plan, timeout_s: float | None) -> None:
         """Start both processes. Raises SidestageError with a sentence."""
@@ -52,7 +55,7 @@ class Partner:
                 self._keeper = Keeper(loader, timeout_s)
                 job = replace(job, endpoint=loader.endpoint)
             self._compute.send(job)
-            self._interrupts = opened.enter_context(Interrupts())
+            self.interrupts = opened.enter_context(Interrupts())
             self._opened = opened.pop_all()
 
     def get_ready(self) -> Result:
@@ -68,7 +71,8 @@ class Partner:
         Raises ValueError when the model cannot be asked this, SidestageError when it cannot be asked
         any more, KeyboardInterrupt when told twice to stop, or by SIGTERM.
         """
-        self._interrupts.taken()
+        if signal.SIGTERM in self.interrupts.taken_signals():
+            raise KeyboardInterrupt
         self._line.send(messages=list(messages))
         return self._await("done", hear)
 
@@ -98,9 +102,9 @@ class Partner:
         """Until compute says `word`. With somebody who hears, the first Ctrl-C cuts the answer short."""
         num_interrupts = 0
         while True:
-            ready = self._look([self._line, self._compute, self._interrupts])
-            if self._interrupts in ready:
-                signals = self._interrupts.taken_signals()
+            ready = self._look([self._line, self._compute, self.interrupts])
+            if self.interrupts in ready:
+                signals = self.interrupts.taken_signals()
                 num_interrupts += len(signals)
                 if hear is None or num_interrupts > 1 or signal.SIGTERM in signals:
                     raise KeyboardInterrupt

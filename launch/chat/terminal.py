@@ -6,12 +6,10 @@ stdout carries the answers and nothing else, all the rest goes to stderr.
 
 import contextlib
 import os
-import signal
 import sys
 from collections.abc import Iterator
-from types import FrameType
 
-from launch.options import INTERRUPTED
+from launch.interrupts import Interrupts, Terminated
 
 _PROMPT = "> "
 _DIM, _PLAIN = "\x1b[2m", "\x1b[0m"
@@ -28,11 +26,14 @@ class Terminal:
             with contextlib.suppress(ImportError):
                 import readline  # noqa: F401 - gives input() its line editing
 
-    def lines(self) -> Iterator[str]:
-        """What the user writes, line by line, until Ctrl-D or the end of the input."""
+    def lines(self, interrupts: Interrupts) -> Iterator[str]:
+        """What the user writes, line by line, until Ctrl-D or the end of the input.
+
+        Raises KeyboardInterrupt when told to stop.
+        """
         while True:
             try:
-                line = self._read()
+                line = self._read(interrupts)
             except EOFError:
                 if self.is_interactive:
                     self.say("\n")
@@ -50,17 +51,16 @@ class Terminal:
         """What is not the model's."""
         sys.stderr.write(f"{_DIM}{line}{_PLAIN}\n" if self._is_dim else f"{line}\n")
 
-    def _read(self) -> str:
+    def _read(self, interrupts: Interrupts) -> str:
         """One line. Ctrl-C throws away what was being written; without a terminal it ends the program."""
         while True:
-            with _signals_raise():
-                try:
-                    return self._next_line()
-                except KeyboardInterrupt:
-                    if not self.is_interactive:
-                        raise
-                    self.say("\n")
-                    self.note("/exit or Ctrl-D leaves")
+            try:
+                return interrupts.during(self._next_line)
+            except KeyboardInterrupt as interrupt:
+                if not self.is_interactive or isinstance(interrupt, Terminated):
+                    raise
+                self.say("\n")
+                self.note("/exit or Ctrl-D leaves")
 
     def _next_line(self) -> str:
         if self.is_interactive:
@@ -69,18 +69,3 @@ class Terminal:
         if not line:
             raise EOFError
         return line.rstrip("\n")
-
-
-@contextlib.contextmanager
-def _signals_raise() -> Iterator[None]:
-    """While a line is awaited, Ctrl-C and SIGTERM interrupt that; otherwise they are seen by a poll loop."""
-    before = signal.signal(signal.SIGTERM, _leave), signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before[1])
-        signal.signal(signal.SIGTERM, before[0])
-
-
-def _leave(number: int, frame: FrameType | None) -> None:
-    raise SystemExit(INTERRUPTED)
