@@ -18,11 +18,12 @@ from types import FrameType
 from compute.budget import Asked, plan_budget
 from launch.log import log_to_stderr
 from launch.output import check_place, write_json
+from loader.source import CONFIG_FILE, is_store
 from protocol.arena import MAX_FRAMES, ArenaGeometry, available_memory_bytes, create_arena_fd
 from protocol.door import enter
 from protocol.errors import LoaderLostError, SidestageError, StoreError
 from protocol.folder import DOOR_NAME, MAX_SOCKET_PATH, create_folder, refuse_network, remove_folder
-from protocol.manifest import MANIFEST_FILE, Manifest
+from protocol.manifest import Manifest
 from protocol.messages import PROTOCOL_VERSION, Knock
 
 _PROBE_TIMEOUT_S = 1.0
@@ -97,7 +98,7 @@ class _Announcement:
 def _manifest(store: Path) -> Manifest:
     if not store.is_dir():
         raise StoreError(f"there is no store {store}: name the folder that `sidestage convert` wrote")
-    if not (store / MANIFEST_FILE).is_file() and (store / "config.json").is_file():
+    if not is_store(store) and (store / CONFIG_FILE).is_file():
         raise StoreError(f"{store} is a checkpoint, not a store: `sidestage convert {store} STORE` makes one")
     manifest = Manifest.read(store)
     manifest.check_shards(store)

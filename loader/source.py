@@ -6,17 +6,19 @@ when any of them does. Reads no tensor. HF_HUB_OFFLINE and HF_HOME mean what the
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from protocol.errors import ModelError
 from protocol.manifest import MANIFEST_FILE
 
+CONFIG_FILE = "config.json"
+INDEX_FILE = "model.safetensors.index.json"
 _WEIGHTS = "model.safetensors"
-_INDEX = "model.safetensors.index.json"
 #: What a store takes along beside the weights: names in the checkpoint's root.
 _COMPANIONS = (
-    "config.json",
+    CONFIG_FILE,
     "generation_config.json",
     "tokenizer*",
     "special_tokens_map.json",
@@ -56,23 +58,42 @@ def is_store(model: str | Path) -> bool:
 
 def find_source(model: str | Path) -> Source:
     """The checkpoint called `model`. Raises ModelError with a sentence when there is none."""
+    folder = local_folder(model)
+    if folder:
+        return _local(folder.name, folder)
+    return _local(str(model), _from_hub(str(model)))
+
+
+def local_folder(model: str | Path) -> Path | None:
+    """The folder called `model`; None when only a hub could have it. Raises ModelError for a file."""
     folder = Path(model).expanduser()
     if folder.is_dir():
-        return _local(folder.resolve().name, folder.resolve())
+        return folder.resolve()
     if folder.exists():
-        raise ModelError(f"{model} is a file, not a model: name the folder that holds its config.json")
+        raise ModelError(f"{model} is a file, not a model: name the folder that holds its {CONFIG_FILE}")
     if str(model).startswith(("/", ".", "~")):
         raise ModelError(f"there is no folder {model}: give the folder of a checkpoint or store, or a hub id")
-    return _local(str(model), _from_hub(str(model)))
+    return None
+
+
+def hub_folder(model: str, patterns: Iterable[str]) -> Path:
+    """A folder with the config and the files named so, from the hub or its local cache.
+
+    Raises ModelError when there is none, or no config in it.
+    """
+    folder = _snapshot(model, [CONFIG_FILE, *patterns])
+    if not (folder / CONFIG_FILE).is_file():
+        raise ModelError(f"{model} on the hub is not a model: it has no {CONFIG_FILE}")
+    return folder
 
 
 def read_config(folder: Path) -> dict[str, object]:
     """`config.json` as it is. Raises ModelError when it is missing or damaged."""
-    path = folder / "config.json"
+    path = folder / CONFIG_FILE
     try:
         config = json.loads(path.read_text())
     except FileNotFoundError:
-        raise ModelError(f"{folder} is not a model: it has no config.json") from None
+        raise ModelError(f"{folder} is not a model: it has no {CONFIG_FILE}") from None
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path} is damaged: {error}") from error
     if not isinstance(config, dict):
@@ -93,21 +114,21 @@ def _weight_files(folder: Path) -> list[str]:
     if (folder / _WEIGHTS).is_file():
         return [_WEIGHTS]
     try:
-        index = json.loads((folder / _INDEX).read_text())
+        index = json.loads((folder / INDEX_FILE).read_text())
         files = sorted(set(index["weight_map"].values()))
     except FileNotFoundError:
         raise ModelError(
-            f"{folder} has no safetensors weights ({_WEIGHTS} or {_INDEX}): only safetensors is read"
+            f"{folder} has no safetensors weights ({_WEIGHTS} or {INDEX_FILE}): only safetensors is read"
         ) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ModelError(f"{folder / _INDEX} is damaged: {error!r}") from error
+        raise ModelError(f"{folder / INDEX_FILE} is damaged: {error!r}") from error
     if not files or any(not isinstance(file, str) or Path(file).name != file for file in files):
-        raise ModelError(f"{folder / _INDEX} is damaged: its weight_map must name files beside it")
+        raise ModelError(f"{folder / INDEX_FILE} is damaged: its weight_map must name files beside it")
     return files
 
 
 def _identity(folder: Path, weights: tuple[Path, ...]) -> str:
-    digest = hashlib.blake2b((folder / "config.json").read_bytes(), digest_size=8)
+    digest = hashlib.blake2b((folder / CONFIG_FILE).read_bytes(), digest_size=8)
     for path in weights:
         stat = path.stat()
         digest.update(f"\0{path.name}\0{stat.st_size}\0{stat.st_mtime_ns}".encode())
@@ -117,11 +138,9 @@ def _identity(folder: Path, weights: tuple[Path, ...]) -> str:
 def _from_hub(model: str) -> Path:
     """The snapshot's folder: first what describes the model, then exactly the weights it names."""
     companions = [pattern for pattern in _COMPANIONS if "/" not in pattern]
-    folder = _snapshot(model, [*companions, _INDEX])
-    if not (folder / "config.json").is_file():
-        raise ModelError(f"{model} on the hub is not a model: it has no config.json")
-    weights = _weight_files(folder) if (folder / _INDEX).is_file() else [_WEIGHTS]
-    return _snapshot(model, [*companions, _INDEX, *weights])
+    folder = hub_folder(model, [*companions, INDEX_FILE])
+    weights = _weight_files(folder) if (folder / INDEX_FILE).is_file() else [_WEIGHTS]
+    return hub_folder(model, [*companions, INDEX_FILE, *weights])
 
 
 def _snapshot(model: str, patterns: list[str]) -> Path:

@@ -16,7 +16,7 @@ from launch.doctor.finding import Finding
 from loader.store import StorePlace
 from protocol.errors import SidestageError, StoreError
 from protocol.folder import create_folder, living_doors, remove_folder
-from protocol.manifest import MANIFEST_FILE, Manifest
+from protocol.manifest import Manifest
 from protocol.units import format_size
 
 _FIX = "sidestage doctor --clean"
@@ -163,8 +163,6 @@ def _store_of(partial: Path) -> Path:
 
 
 def _is_whole(store: Path) -> bool:
-    if not (store / MANIFEST_FILE).is_file():
-        return False
     try:
         Manifest.read(store).check_shards(store)
     except SidestageError:

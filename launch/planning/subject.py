@@ -17,11 +17,10 @@ from compute import experts
 from compute.cache_folder import Quantization, check_quantization
 from loader.anatomy import Anatomy, study
 from loader.quantize import plan_layout
+from loader.source import INDEX_FILE, hub_folder, is_store, local_folder
 from protocol.errors import ModelError
-from protocol.manifest import MANIFEST_FILE, Manifest, Shard
+from protocol.manifest import Manifest, Shard
 
-_CONFIG = "config.json"
-_INDEX = "model.safetensors.index.json"
 #: A manifest's shards start on a page; nobody reads the ones made up here.
 _DATA_OFFSET = 4096
 
@@ -53,10 +52,10 @@ def subject_of(model: str, quantization: Quantization, context: int | None) -> S
 
     `context` None: 4096, or as long as the model goes. Raises ModelError, StoreError or ValueError.
     """
-    folder = _folder_of(model)
-    is_store = (folder / MANIFEST_FILE).is_file()
+    folder = local_folder(model) or hub_folder(model, [INDEX_FILE])
+    has_manifest = is_store(folder)
     anatomy = study(folder)
-    if is_store:
+    if has_manifest:
         manifest = Manifest.read(folder)
         check_quantization(folder, manifest, quantization)
     else:
@@ -75,8 +74,8 @@ def subject_of(model: str, quantization: Quantization, context: int | None) -> S
         context=length,
         longest_context=longest,
         kv_bytes=kv_cache_bytes(anatomy, length),
-        download_bytes=None if is_store else _weight_bytes(folder),
-        is_store=is_store,
+        download_bytes=None if has_manifest else _weight_bytes(folder),
+        is_store=has_manifest,
     )
 
 
@@ -119,38 +118,6 @@ class _Zeros:
         self, module: nn.Module, layer: int, hidden: Tensor, index: Tensor, weights: Tensor
     ) -> Tensor:
         return torch.zeros_like(hidden)
-
-
-def _folder_of(model: str) -> Path:
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        return folder.resolve()
-    if folder.exists():
-        raise ModelError(f"{model} is a file, not a model: name the folder that holds its {_CONFIG}")
-    if model.startswith(("/", ".", "~")):
-        raise ModelError(f"there is no folder {model}: give the folder of a checkpoint or store, or a hub id")
-    return _from_hub(model)
-
-
-def _from_hub(model: str) -> Path:
-    """A folder with config and index, from the hub or its local cache; no weights are fetched."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    try:
-        folder = Path(snapshot_download(model, allow_patterns=[_CONFIG, _INDEX]))
-    except HFValidationError:
-        raise ModelError(
-            f"there is no model {model!r}: give a checkpoint's or a store's folder, or a hub id like org/name"
-        ) from None
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelError(
-            f"there is no folder {model!r}, and the hub has no such model within reach: {reason}"
-        ) from error
-    if not (folder / _CONFIG).is_file():
-        raise ModelError(f"{model} on the hub is not a model: it has no {_CONFIG}")
-    return folder
 
 
 def _planned_manifest(model: str, anatomy: Anatomy, quantization: Quantization) -> Manifest:
@@ -212,7 +179,7 @@ def _dense(anatomy: Anatomy) -> tuple[int, int]:
 def _weight_bytes(folder: Path) -> int | None:
     """What the index says, else the files that are there."""
     try:
-        total = json.loads((folder / _INDEX).read_text())["metadata"]["total_size"]
+        total = json.loads((folder / INDEX_FILE).read_text())["metadata"]["total_size"]
     except FileNotFoundError:
         return sum(path.stat().st_size for path in folder.glob("*.safetensors")) or None
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
