@@ -51,3 +51,26 @@ class GroupKernel(Protocol):
         Expert i's blob lies at addresses[i]; its rows are places[first[i] : first[i + 1]] (int64),
         and row p reads token p // K of hidden [T, H] and weight p of weights [T, K].
         """
+
+
+@runtime_checkable
+class AddressedKernel(Protocol):
+    """A kernel that is told on the device where a small layer-step's experts lie."""
+
+    name: str
+
+    def run_at(
+        self,
+        module: nn.Module,
+        addresses: torch.Tensor,
+        hidden: torch.Tensor,
+        weights: torch.Tensor,
+        out: torch.Tensor,
+    ) -> None:
+        """Write the weighted rows of a whole layer-step to `out` [T * K, H], with the bits of `run_group`.
+
+        Row i, choice i % K of token i // K, is made by the expert at addresses[i], int64 [T * K] on
+        the device; it is left as it is where that is 0 or less. hidden [T, H], weights [T, K], T at
+        most `MAX_DECODE_TOKENS`. Nothing waits for the host. After a first call with such a module
+        and such shapes, which compiles, a graph may record it.
+        """

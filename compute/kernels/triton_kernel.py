@@ -93,6 +93,7 @@ class TritonKernel:
         names = {segment.name for segment in layout.segments}
         self._has_gate = not names.isdisjoint({"gate_up_proj", "gate_up_proj.scale"})
         self._anatomies: weakref.WeakKeyDictionary[nn.Module, _Anatomy] = weakref.WeakKeyDictionary()
+        self._places: dict[tuple[int, torch.device], Tensor] = {}
         for is_transposed in (False, True):
             up_matrix(layout, has_gate=self._has_gate, pairing="none", is_transposed=is_transposed)
             down_matrix(layout, is_transposed=is_transposed)
@@ -117,6 +118,15 @@ class TritonKernel:
     ) -> None:
         """See `GroupKernel`; addresses are the device's, places may be on the CPU or on the device."""
         self.run(module, self.cut(addresses, first, places, hidden), hidden, weights, out)
+
+    def run_at(
+        self, module: nn.Module, addresses: Tensor, hidden: Tensor, weights: Tensor, out: Tensor
+    ) -> None:
+        """See `AddressedKernel`."""
+        assert len(hidden) <= MAX_DECODE_TOKENS and len(addresses) == weights.numel() == len(out)
+        places = self._places_of(len(addresses), hidden.device)
+        rows = Rows(places, addresses, None, None, len(hidden), hidden.dtype == torch.float32)
+        self.run(module, rows, hidden, weights, out)
 
     def cut(self, addresses: Integers, first: Integers, places: Tensor, hidden: Tensor) -> Rows:
         """The rows of a call as the kernels want them, sent to the device in one asynchronous copy.
@@ -148,7 +158,10 @@ class TritonKernel:
         anatomy = self._anatomy(module, hidden)
         if anatomy.has_norm:
             normed = self.run_unweighted(module, rows, hidden, top_k=weights.shape[1])
-            out[rows.places] = normed * weights.reshape(-1, 1)[rows.places]
+            weighted = normed * weights.reshape(-1, 1)[rows.places]
+            if rows.starts is None:
+                weighted = torch.where(rows.addresses[:, None] > 0, weighted, out[rows.places])
+            out[rows.places] = weighted
             return
         with _on(hidden):
             inner = self._up(module, anatomy, rows, hidden, weights.shape[1])
@@ -164,6 +177,15 @@ class TritonKernel:
             _, tile = anatomy.tiles(rows)
             launch.down(anatomy.down, tile, rows, inner, None, out)
         return cast(_Experts, module).post_expert_norm(out) if anatomy.has_norm else out
+
+    def _places_of(self, num_rows: int, device: torch.device) -> Tensor:
+        """0, 1, ... [R]. Made within a recorded graph it is that graph's own, for only a replay fills it."""
+        if (num_rows, device) in self._places:
+            return self._places[num_rows, device]
+        places = torch.arange(num_rows, device=device)
+        if not (places.is_cuda and torch.cuda.is_current_stream_capturing()):
+            self._places[num_rows, device] = places
+        return places
 
     def _up(self, module: nn.Module, anatomy: _Anatomy, rows: Rows, hidden: Tensor, top_k: int) -> Tensor:
         """[R, I] in hidden's dtype: through the gate, fused where its formula is known."""
