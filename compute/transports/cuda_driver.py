@@ -13,7 +13,13 @@ import torch
 from compute.transports.driver import Driver, DriverError, Event
 from protocol.units import format_size
 
-_PORTABLE = 1  # CU_MEMHOSTREGISTER_PORTABLE: page-locked for every context of the process
+#: CU_MEMHOSTREGISTER_PORTABLE: page-locked for every context of the process.
+_PORTABLE = 1
+#: CU_MEMHOSTREGISTER_DEVICEMAP: kernels may reach it too. Where host and device share their
+#: addresses, as in every 64-bit process, it goes without saying for the runtime; the driver is told.
+_DEVICEMAP = 2
+#: CU_DEVICE_ATTRIBUTE_CAN_USE_HOST_POINTER_FOR_REGISTERED_MEM
+_CAN_USE_HOST_POINTER = 91
 _MS_IN_NS = 1e6
 
 
@@ -94,11 +100,23 @@ class CudaDriver:
             self._cuda.cuMemHostRegister_v2,
             ctypes.c_void_p(address),
             ctypes.c_size_t(num_bytes),
-            ctypes.c_uint(_PORTABLE),
+            ctypes.c_uint(_PORTABLE | _DEVICEMAP),
         )
 
     def page_unlock(self, address: int) -> None:
         self._within("unlocks nothing", self._cuda.cuMemHostUnregister, ctypes.c_void_p(address))
+
+    def reads_in_place(self) -> bool:
+        device, answer = ctypes.c_int(), ctypes.c_int()
+        self._within("is no device", self._cuda.cuCtxGetDevice, ctypes.byref(device))
+        self._within(
+            "does not say what it can do",
+            self._cuda.cuDeviceGetAttribute,
+            ctypes.byref(answer),
+            ctypes.c_int(_CAN_USE_HOST_POINTER),
+            device,
+        )
+        return bool(answer.value)
 
     def memory(self) -> tuple[int, int]:
         """What torch keeps without need is given back first."""

@@ -51,5 +51,8 @@ class Driver(Protocol):
     def page_unlock(self, address: int) -> None:
         """Undo `page_lock`. Raises DriverError."""
 
+    def reads_in_place(self) -> bool:
+        """Whether a kernel may read page-locked memory at the host's own addresses."""
+
     def memory(self) -> tuple[int, int]:
         """(free, total) bytes of the device."""

@@ -47,6 +47,9 @@ class IdleDriver:
     def page_unlock(self, address: int) -> None:
         pass
 
+    def reads_in_place(self) -> bool:
+        return True
+
     def memory(self) -> tuple[int, int]:
         return 2**40, 2**40
 

@@ -57,6 +57,7 @@ class FakeDriver:
         most_range: int = 2**62,
         memory: tuple[int, int] = (2**40, 2**40),
         reads_pageable: bool = False,
+        reads_in_place: bool = True,
     ) -> None:
         self.now_ns = 0
         self.num_copies = 0
@@ -70,6 +71,7 @@ class FakeDriver:
         self._most_range = most_range
         self._memory = memory
         self._reads_pageable = reads_pageable
+        self._reads_in_place = reads_in_place
         self._copy_tail_ns = 0
         self._compute_tail_ns = 0
         self._copies: deque[_Copy] = deque()
@@ -143,6 +145,9 @@ class FakeDriver:
         with self._mutex:
             num_bytes = self.locked.pop(address)
             assert not any(address <= copy.source < address + num_bytes for copy in self._copies)
+
+    def reads_in_place(self) -> bool:
+        return self._reads_in_place
 
     def memory(self) -> tuple[int, int]:
         return self._memory
