@@ -6,7 +6,6 @@ never comes back: after a restart of the loader there is a new connection.
 
 import contextlib
 import os
-import select
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from protocol.channel import BusClient
 from protocol.door import enter
 from protocol.errors import LoaderLostError, ProtocolError, RefusedError
 from protocol.messages import Command, Fault, Goodbye, Hello, Knock, Ready, Snapshot, Welcome
+from protocol.pidfd import is_dead
 
 GOODBYE_TIMEOUT_S = 1.0
 
@@ -58,7 +58,7 @@ class Connection:
                 self.known = self._map(admission.arena_fd, known, maps_writable)
             finally:
                 os.close(admission.arena_fd)
-            self.pidfd = _open_pidfd(admission.loader_pid)
+            self.pidfd = admission.open_pidfd()
             opened.callback(os.close, self.pidfd)
             self.bus = BusClient(self.welcome.endpoint, self.welcome.identity, timeout_s)
             opened.callback(self.bus.close, 0.0)
@@ -107,9 +107,7 @@ class Connection:
 
     def is_dead(self) -> bool:
         """The loader's process has ended: it writes no more."""
-        poller = select.poll()
-        poller.register(self.pidfd, select.POLLIN)
-        return bool(poller.poll(0))
+        return is_dead(self.pidfd)
 
     def close(self, *, says_goodbye: bool) -> None:
         """Leave. The mapping stays as long as somebody holds a view of it. Idempotent."""
@@ -153,10 +151,3 @@ class Connection:
         if arena.geometry != geometry:
             raise ProtocolError("the arena handed over is not the one that the loader described")
         return KnownArena(arena, inode)
-
-
-def _open_pidfd(pid: int) -> int:
-    try:
-        return os.pidfd_open(pid)
-    except ProcessLookupError:
-        raise LoaderLostError("the loader died while it let us in") from None

@@ -8,7 +8,6 @@ that ends when its parent dies. Knows nothing of what a child does.
 import contextlib
 import json
 import os
-import select
 import signal
 import subprocess
 import threading
@@ -17,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 from protocol.errors import SidestageError
+from protocol.pidfd import is_readable
 
 STOP_TIMEOUT_S = 10.0
 
@@ -106,7 +106,7 @@ class Child:
     def wait(self, timeout_s: float) -> int | None:
         """Wait for the child's end; its exit status, or None when it still lives."""
         if self.poll() is None and self.pidfd in self._fds:
-            _is_readable([self.pidfd], timeout_s)
+            is_readable([self.pidfd], timeout_s)
         return self.poll()
 
     def send_signal(self, number: int) -> None:
@@ -155,7 +155,7 @@ class Child:
         line = b""
         while not line.endswith(b"\n") and len(line) < _MAX_READY_BYTES:
             rest = None if until is None else max(until - time.monotonic(), 0.0)
-            if not _is_readable([self._ready_fd], rest):
+            if not is_readable([self._ready_fd], rest):
                 raise SidestageError(
                     f"{self.name} was not ready within {timeout_s:g} s (raise --timeout or SIDESTAGE_TIMEOUT)"
                 )
@@ -177,13 +177,6 @@ class Child:
         how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
         tail = self.stderr_tail()
         raise SidestageError(f"{self.name} {how} before it was ready{': ' + tail if tail else ''}")
-
-
-def _is_readable(fds: Sequence[int], timeout_s: float | None) -> bool:
-    poll = select.poll()
-    for fd in fds:
-        poll.register(fd, select.POLLIN)
-    return bool(poll.poll(None if timeout_s is None else timeout_s * 1000))
 
 
 def _parse_report(line: bytes) -> object:
@@ -231,13 +224,13 @@ class Lifeline:
 
     def is_cut(self) -> bool:
         """The parent is dead."""
-        return _is_readable(self.fds, 0)
+        return is_readable(self.fds, 0)
 
     def watch(self, on_cut: Callable[[], None]) -> None:
         """Call `on_cut` from a daemon thread when the parent dies."""
 
         def wait() -> None:
-            _is_readable(self.fds, None)
+            is_readable(self.fds, None)
             on_cut()
 
         threading.Thread(target=wait, name="lifeline", daemon=True).start()

@@ -194,6 +194,13 @@ class Admission:
     eventfd: int
     loader_pid: int
 
+    def open_pidfd(self) -> int:
+        """A pidfd of the loader, the caller's to close. Raises LoaderLostError when it has died already."""
+        try:
+            return os.pidfd_open(self.loader_pid)
+        except ProcessLookupError:
+            raise LoaderLostError("the loader died while it let us in") from None
+
 
 def enter(path: str | os.PathLike[str], knock: Knock, timeout_s: float) -> Admission:
     """Knock at the door socket `path` and come in.

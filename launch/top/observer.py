@@ -5,7 +5,6 @@ leases are read as they lie; they may be torn for an instant, which only a pictu
 """
 
 import os
-import select
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -32,6 +31,7 @@ from protocol.messages import (
     Stats,
     Stopped,
 )
+from protocol.pidfd import is_dead
 
 _WAIT_S = 0.1
 _LINGER_S = 0.2
@@ -47,7 +47,7 @@ class Observer:
         admission = enter(endpoint, Knock(PROTOCOL_VERSION, 0, "", "message", -1), timeout_s)
         with ExitStack() as opened:
             opened.callback(os.close, admission.eventfd)
-            self._pidfd = _open_pidfd(admission.loader_pid)
+            self._pidfd = admission.open_pidfd()
             opened.callback(os.close, self._pidfd)
             try:
                 self._arena = opened.enter_context(Arena(admission.arena_fd, writable=False))
@@ -83,7 +83,7 @@ class Observer:
 
     def close(self) -> None:
         """Leave. Idempotent."""
-        if self._is_open and not self._is_dead():
+        if self._is_open and not is_dead(self._pidfd):
             self._bus.send(Goodbye())
         self._is_open = False
         self._opened.close()
@@ -116,17 +116,12 @@ class Observer:
                     raise LoaderLostError(f"the loader stopped: {reason}")
                 case Fault(text=text):
                     raise LoaderLostError(f"the loader would not tell: {text}")
-                case None if self._is_dead():
+                case None if is_dead(self._pidfd):
                     raise LoaderLostError(f"the loader (process {self.served.pid}) has died")
         raise LoaderLostError(
             f"the loader (process {self.served.pid}) has not answered for {self._timeout_s:g} s: is it hung? "
             f"(raise --timeout or SIDESTAGE_TIMEOUT)"
         )
-
-    def _is_dead(self) -> bool:
-        poller = select.poll()
-        poller.register(self._pidfd, select.POLLIN)
-        return bool(poller.poll(0))
 
     def _frames(self) -> tuple[frozenset[int], frozenset[int]]:
         """Keys in frames: sealed ones, and those being filled."""
@@ -157,10 +152,3 @@ class Observer:
         frames = (words[words != 0] & np.uint64(FRAME_MASK)).astype(np.int64)
         occupants = self._arena.frame_table[frames, F_OCCUPANT].astype(np.int64)
         return frozenset((occupants[occupants > 0] - 1).tolist())
-
-
-def _open_pidfd(pid: int) -> int:
-    try:
-        return os.pidfd_open(pid)
-    except ProcessLookupError:
-        raise LoaderLostError("the loader died while it let us in") from None
