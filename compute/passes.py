@@ -13,6 +13,7 @@ from typing import ParamSpec, TypeVar
 
 import torch
 from transformers import Cache, PreTrainedModel
+from transformers.cache_utils import StaticLayer
 
 from compute.undivided import Undivided
 
@@ -78,7 +79,20 @@ def describe_pass(args: Sequence[object], kwargs: Mapping[str, object]) -> tuple
         tokens = kwargs.get("inputs_embeds")
     num_tokens = tokens.shape[:2].numel() if isinstance(tokens, torch.Tensor) else 0
     past = kwargs.get("past_key_values")
-    return num_tokens, not (isinstance(past, Cache) and _has_seen_tokens(past))
+    if not isinstance(past, Cache):
+        return num_tokens, True
+    is_one_each = isinstance(tokens, torch.Tensor) and tokens.shape[1:2] == (1,)
+    goes_on = (is_one_each and _counts_on_device(past)) or _has_seen_tokens(past)
+    return num_tokens, not goes_on
+
+
+def _counts_on_device(cache: Cache) -> bool:
+    """Whether the device would have to be asked how many tokens `cache` holds: static, and written to.
+
+    For the sake of one new token nobody asks: it goes on with a sequence, unless it is a prompt of a
+    single token in a cache that was reset.
+    """
+    return any(isinstance(layer, StaticLayer) and layer.is_initialized for layer in cache.layers)
 
 
 def _has_seen_tokens(cache: Cache) -> bool:

@@ -46,6 +46,44 @@ def test_a_cache_without_attention_layers_is_understood() -> None:
     assert not describe_pass([], {"input_ids": IDS, "past_key_values": cache})[1]
 
 
+class Asked(transformers.cache_utils.StaticLayer):
+    """A static layer that notes when somebody wants its number of tokens from the device."""
+
+    num_asked = 0
+
+    def get_seq_length(self) -> torch.Tensor:
+        self.num_asked += 1
+        return super().get_seq_length()  # type: ignore[no-any-return]
+
+
+def static_cache_after(num_tokens: int) -> transformers.Cache:
+    layer = Asked(max_cache_len=16)
+    if num_tokens:
+        states = torch.zeros(2, 1, num_tokens, 4)
+        layer.update(states, states)
+    return transformers.Cache(layers=[layer])
+
+
+def test_a_new_token_in_a_static_cache_goes_on_and_the_device_is_not_asked() -> None:
+    cache = static_cache_after(7)
+    assert describe_pass([], {"input_ids": IDS[:, :1], "past_key_values": cache}) == (2, False)
+    embeds = {"inputs_embeds": torch.zeros(2, 1, 16), "past_key_values": cache}
+    assert describe_pass([], embeds) == (2, False)
+    assert cache.layers[0].num_asked == 0
+
+
+def test_a_prompt_of_one_token_begins_in_a_fresh_static_cache() -> None:
+    cache = static_cache_after(0)
+    assert describe_pass([], {"input_ids": IDS[:, :1], "past_key_values": cache}) == (2, True)
+
+
+def test_a_prompt_asks_a_static_cache_whether_it_holds_tokens() -> None:
+    assert describe_pass([], {"input_ids": IDS, "past_key_values": static_cache_after(7)}) == (10, False)
+    cache = static_cache_after(7)
+    cache.reset()
+    assert describe_pass([], {"input_ids": IDS, "past_key_values": cache}) == (10, True)
+
+
 class Model:
     """What `guard` needs of a model."""
 
