@@ -59,15 +59,18 @@ def choose_reading(asked: str, store_bytes: int, spare_bytes: int, obstacle: str
 def find_obstacle(folder: Path, manifest: Manifest) -> str:
     """Why the store in `folder` cannot be read directly; "" when it can. Blobs lie in whole pages anyway."""
     shard = manifest.shards[0]
+    return obstacle_in(folder / shard.file, shard.data_offset)
+
+
+def obstacle_in(file: Path, offset: int = 0) -> str:
+    """Why the page at `offset` cannot be read directly; "" when it can."""
     try:
-        fd = os.open(folder / shard.file, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
+        fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
+        try:
+            with mmap.mmap(-1, BLOB_ALIGNMENT) as page:
+                os.preadv(fd, [page], offset)
+        finally:
+            os.close(fd)
     except OSError as error:
         return f"its file system has no direct reads ({error.strerror})"
-    try:
-        with mmap.mmap(-1, BLOB_ALIGNMENT) as page:
-            os.preadv(fd, [page], shard.data_offset)
-    except OSError as error:
-        return f"its file system has no direct reads ({error.strerror})"
-    finally:
-        os.close(fd)
     return ""

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from compute.cache_folder import cache_home
 from launch.doctor.finding import Finding
+from loader.direct_io import obstacle_in
 from protocol.units import format_size
 
 _FILE_BYTES = 32 * 2**20
@@ -60,24 +61,25 @@ def _speeds(folder: Path) -> tuple[float, float]:
             file.write(block)
         file.flush()
         os.fsync(file.fileno())
-        with _opened_past_the_cache(file.name) as fd:
-            past = _rate(fd)
-        fd = os.open(file.name, os.O_RDONLY | os.O_CLOEXEC)
-        try:
+        past = _rate_past_the_cache(Path(file.name))
+        with _opened(Path(file.name)) as fd:
             _rate(fd)  # so that the next one finds it in the page cache
             return past, _rate(fd)
-        finally:
-            os.close(fd)
+
+
+def _rate_past_the_cache(file: Path) -> float:
+    """Where the file system has no direct reads, what it has cached is dropped first."""
+    if not obstacle_in(file):
+        with _opened(file, os.O_DIRECT) as fd:
+            return _rate(fd)
+    with _opened(file) as fd:
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        return _rate(fd)
 
 
 @contextlib.contextmanager
-def _opened_past_the_cache(name: str) -> Iterator[int]:
-    """O_DIRECT; where the file system does not know that, what it has cached is dropped first."""
-    try:
-        fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
-    except OSError:
-        fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC)
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+def _opened(file: Path, flags: int = 0) -> Iterator[int]:
+    fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC | flags)
     try:
         yield fd
     finally:
