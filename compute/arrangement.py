@@ -27,7 +27,9 @@ class HostMemory:
     pin_bytes: int | None = None
 
 
-def choose_device(device: str, arrangement: str, has_cuda: bool, vram: int | None = None) -> str:
+def choose_device(
+    device: str, arrangement: str, has_cuda: bool, vram: int | None = None, stage: int = 1
+) -> str:
     """ "cpu" or "cuda", by --device and --arrangement. Raises ValueError for what cannot be had."""
     if arrangement not in ("auto", *ARRANGEMENTS):
         raise ValueError(f"--arrangement is {arrangement!r}; allowed: auto, {', '.join(ARRANGEMENTS)}")
@@ -47,6 +49,11 @@ def choose_device(device: str, arrangement: str, has_cuda: bool, vram: int | Non
         raise ValueError(
             "--vram belongs to the arrangements with a CUDA device (staged, pinned), and this run computes "
             "on the CPU: pass --slots instead"
+        )
+    if stage > 1 and chosen == "cpu":
+        raise ValueError(
+            f"--stage {stage} lets a CUDA device decode by itself, and this run computes on the CPU: "
+            "leave it out"
         )
     return chosen
 

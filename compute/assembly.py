@@ -12,32 +12,25 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from compute import experts, kernels, policies, predictors, skeleton
+from compute import experts, policies, skeleton
 from compute.arrangement import HostMemory, choose_arrangement, choose_device
 from compute.budget import Asked, Budget, plan_budget
 from compute.cache_folder import check_quantization, find_store
+from compute.devices import HERE, Devices
 from compute.discovery import MoeLayer, discover
-from compute.look_ahead import LookAhead
 from compute.opening import Way, open_way
 from compute.passes import Passes
 from compute.pin_limit import pin_limit
-from compute.policies.base import CacheShape
-from compute.predictors.base import RoutingShape
-from compute.prefetch import PrefetchPlanner
 from compute.recording import Recording
 from compute.reporter import Reporter
-from compute.residency import Residency
-from compute.router_probs import RouterProbs
 from compute.settings import Settings
 from compute.stage import Stage
-from compute.transports.base import Transport
-from compute.transports.cuda_driver import HERE, Devices
+from compute.stage_opening import OpenedStage, open_stage
 from compute.transports.driver import Driver
 from compute.vacancy import Vacancy, look_in
 from protocol.arena import available_memory_bytes
 from protocol.errors import StoreError
 from protocol.manifest import Manifest
-from protocol.timeline import Timeline
 
 _log = logging.getLogger("sidestage")
 
@@ -52,6 +45,7 @@ class Parts:
     manifest: Manifest
     moe_layers: list[MoeLayer]
     stage: Stage
+    stage_number: int
     passes: Passes
     budget: Budget
     arrangement_reason: str
@@ -67,7 +61,9 @@ def assemble(
     devices: Devices = HERE,
 ) -> Parts:
     """Open everything that an offloaded `model` needs; `opened` closes it and holds no reference to it."""
-    device = choose_device(settings.device, settings.arrangement, devices.has_cuda(), settings.vram)
+    device = choose_device(
+        settings.device, settings.arrangement, devices.has_cuda(), settings.vram, settings.stage
+    )
     policies.find(settings.policy)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
@@ -81,17 +77,20 @@ def assemble(
     way = open_way(store, manifest, settings, asked.arrangement, budget, driver, timeout_s, recording, opened)
     if way.transport.arrangement != asked.arrangement:
         reason = way.notices[0]
-    stage = _open_stage(manifest, layers, settings, way.transport, place, recording.timeline)
-    opened.callback(stage.close)
+    opened_stage = open_stage(
+        manifest, layers, settings, way, driver, devices, recording.timeline, timeout_s, opened
+    )
+    stage = opened_stage.stage
     about = f"{way.transport.arrangement}, {settings.policy}, lookahead {settings.lookahead}"
-    stage.observers.append(Reporter(stage, way.client, about, manifest.num_keys))
+    stage.listeners.append(Reporter(stage, way.client, about, manifest.num_keys))
     for layer in layers:
         experts.bind(layer.experts, stage, layer.index)
         opened.callback(experts.unbind, layer.experts)
     passes = Passes(stage.begin_pass, stage.undivided)
     passes.guard(built)
-    notices = _tell(way, reason, budget, stage)
-    return Parts(built, tokenizer, store, manifest, layers, stage, passes, budget, reason, notices)
+    notices = _tell(way, reason, budget, opened_stage)
+    number = opened_stage.number
+    return Parts(built, tokenizer, store, manifest, layers, stage, number, passes, budget, reason, notices)
 
 
 def _asked(
@@ -143,52 +142,11 @@ def _moe_layers(model: PreTrainedModel, store: Path, manifest: Manifest) -> list
     return layers
 
 
-def _open_stage(
-    manifest: Manifest,
-    layers: list[MoeLayer],
-    settings: Settings,
-    transport: Transport,
-    place: str,
-    timeline: Timeline | None,
-) -> Stage:
-    top_k, num_experts = manifest.top_k, manifest.num_experts
-    shape = CacheShape(manifest.num_layers, num_experts, top_k, transport.num_slots)
-    policy = policies.named(settings.policy, shape)
-    residency = Residency(transport.num_slots, top_k, policy)
-    kernel, kernel_reason = kernels.choose(manifest.layout, device=place)
-    _log.info("kernel %s: %s", kernel.name, kernel_reason)
-    return Stage(
-        manifest=manifest,
-        residency=residency,
-        transport=transport,
-        kernel=kernel,
-        look_ahead=_open_look_ahead(manifest, layers, settings, residency),
-        timeline=timeline,
-        router_probs=RouterProbs(layers) if policy.needs_probs else None,
-        policy_name=settings.policy,
-    )
-
-
-def _open_look_ahead(
-    manifest: Manifest, layers: list[MoeLayer], settings: Settings, residency: Residency
-) -> LookAhead | None:
-    """What looks ahead, with its ears at the model; None where nothing is to be predicted."""
-    ahead = settings.lookahead
-    if not ahead:
-        return None
-    shape = RoutingShape(manifest.num_layers, manifest.num_experts, manifest.top_k)
-    predictor = predictors.named(settings.predictor, shape, ahead, moe_layers=layers)
-    if predictor is None:
-        return None
-    planner = PrefetchPlanner(manifest.num_experts, manifest.top_k, manifest.layout.stride, ahead)
-    return LookAhead(predictor, planner, residency, manifest)
-
-
-def _tell(way: Way, reason: str, budget: Budget, stage: Stage) -> tuple[str, ...]:
+def _tell(way: Way, reason: str, budget: Budget, opened: OpenedStage) -> tuple[str, ...]:
     """Log what was chosen and why; return, and log, what the user should know."""
     arrangement = way.transport.arrangement
     _log.info("arrangement %s: %s; %d slots: %s", arrangement, reason, budget.num_slots, budget.reason)
-    notices = (*budget.notices, *way.notices, *stage.notices)
+    notices = (*budget.notices, *way.notices, *opened.notices, *opened.stage.notices)
     for notice in notices:
         _log.warning("%s", notice)
     return notices

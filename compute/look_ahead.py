@@ -4,6 +4,8 @@ The predictor names experts, the planner says for how many there is room. Asks f
 """
 
 from compute.predictors.base import Predictor
+from compute.predictors.combined import Combined
+from compute.predictors.gate import GateLookahead
 from compute.predictors.scored import Score, Scored
 from compute.prefetch import Plan, PrefetchPlanner
 from compute.residency import Residency
@@ -11,11 +13,12 @@ from protocol.manifest import Manifest
 
 
 class LookAhead:
-    """Owns `predictor`, scored."""
+    """Owns `predictor`, scored. `gate`: the one in it that asks the routers of later layers, if any."""
 
     def __init__(
         self, predictor: Predictor, planner: PrefetchPlanner, residency: Residency, manifest: Manifest
     ) -> None:
+        self.gate = gate_in(predictor)
         self._predictor = Scored(predictor)
         self._planner = planner
         self._residency = residency
@@ -56,3 +59,9 @@ class LookAhead:
 
     def close(self) -> None:
         self._predictor.close()
+
+
+def gate_in(predictor: Predictor | None) -> GateLookahead | None:
+    """The gate among the predictors of a spec."""
+    members = predictor.predictors if isinstance(predictor, Combined) else [predictor]
+    return next((member for member in members if isinstance(member, GateLookahead)), None)

@@ -13,6 +13,7 @@ from typing import Self
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from compute import policies
 from compute.assembly import Parts, assemble
 from compute.cache_folder import Quantization
 from compute.discovery import MoeLayer
@@ -43,6 +44,7 @@ class Offloaded:
         self.notices: tuple[str, ...] = parts.notices
         self._facts: Report = {
             "arrangement_reason": parts.arrangement_reason,
+            "stage": parts.stage_number,
             "slots_reason": parts.budget.reason,
             "bits": parts.manifest.layout.bits,
             "model_type": parts.manifest.model_type,
@@ -88,7 +90,7 @@ def offload(
     vram: Size | None = None,
     arrangement: str = "auto",
     link: Size | None = None,
-    policy: str = "lru",
+    policy: str = policies.DEFAULT,
     predictor: str = "gate",
     lookahead: int | None = None,
     bits: str | int | None = None,
@@ -101,6 +103,7 @@ def offload(
     timeout: float | None = None,
     timeline: Destination = None,
     direct_io: str = "auto",
+    stage: int = 1,
 ) -> Offloaded:
     """Offload the experts of `model`: a checkpoint's folder, a hub id, or a store.
 
@@ -128,6 +131,7 @@ def offload(
         threads=threads,
         connect=None if connect is None else os.fspath(connect),
         direct_io=direct_io,
+        stage=stage,
     )
     timeout_s = timeout_setting(timeout)
     with ExitStack() as opened:

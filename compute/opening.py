@@ -14,7 +14,7 @@ from compute.loader_process import start_loader
 from compute.pin_limit import pin_limit
 from compute.recording import Recording
 from compute.settings import Settings
-from compute.transports.base import Transport
+from compute.transports.base import IntArray, Transport
 from compute.transports.cuda import open_cuda_transport
 from compute.transports.direct import DirectTransport
 from compute.transports.driver import Driver
@@ -27,11 +27,15 @@ _NUM_FILLING_THREADS = 4
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """A running transport and its client, and sentences about what could not be had."""
+    """A running transport and its client, and sentences about what could not be had.
+
+    `frame_addresses`: where a device reads each expert by itself, by key; None where it cannot.
+    """
 
     transport: Transport
     client: LoaderClient
-    notices: tuple[str, ...]
+    notices: tuple[str, ...] = ()
+    frame_addresses: IntArray | None = None
 
 
 def open_way(
@@ -47,9 +51,9 @@ def open_way(
 ) -> Way:
     """Raises LoaderLostError, RefusedError, MemoryBudgetError, StoreError with a sentence."""
     client = _open_client(store, manifest, settings, arrangement, budget, timeout_s, recording, opened)
-    transport, notices = _open_transport(manifest, settings, arrangement, budget, driver, client, recording)
-    opened.callback(transport.close)
-    return Way(transport, client, notices)
+    way = _open_transport(manifest, settings, arrangement, budget, driver, client, recording)
+    opened.callback(way.transport.close)
+    return way
 
 
 def _open_client(
@@ -98,19 +102,17 @@ def _open_transport(
     driver: Driver | None,
     client: LoaderClient,
     recording: Recording,
-) -> tuple[Transport, tuple[str, ...]]:
+) -> Way:
     slots, transit = budget.num_slots, budget.num_transit
     if arrangement == "direct":
-        return DirectTransport(client, num_slots=slots, num_transit=transit), ()
+        return Way(DirectTransport(client, num_slots=slots, num_transit=transit), client)
     if arrangement == "emulated":
-        return (
-            EmulatedTransport(
-                client, num_slots=slots, num_transit=transit, rate=settings.link, timeline=recording.timeline
-            ),
-            (),
+        emulated = EmulatedTransport(
+            client, num_slots=slots, num_transit=transit, rate=settings.link, timeline=recording.timeline
         )
+        return Way(emulated, client)
     assert driver is not None, f"{arrangement} needs a device"
-    return open_cuda_transport(
+    cuda = open_cuda_transport(
         driver,
         client,
         arrangement=arrangement,
@@ -119,3 +121,4 @@ def _open_transport(
         pin_bytes=pin_limit(),
         timeline=recording.timeline,
     )
+    return Way(cuda.transport, client, cuda.notices, cuda.frame_addresses)

@@ -7,7 +7,6 @@ is waited for. Knows nothing of who observes.
 import time
 
 import numpy as np
-from torch import Tensor
 
 from compute.client import LoaderClient
 from compute.stage import Stage
@@ -19,7 +18,7 @@ MAX_ABOUT = 100
 
 
 class Reporter:
-    """An observer of `stage`. `about`: words on how it runs; `num_keys` experts there are."""
+    """A listener of `stage`. `about`: words on how it runs; `num_keys` experts there are."""
 
     def __init__(self, stage: Stage, client: LoaderClient, about: str, num_keys: int) -> None:
         self._stage = stage
@@ -29,10 +28,10 @@ class Reporter:
         self._num_tokens = 0
         self._due_s = 0.0
 
-    def __call__(self, layer: int, index: Tensor, weights: Tensor, probs: Tensor | None) -> None:
-        """A layer-step is over. `index` is [T, K]."""
+    def __call__(self, layer: int, num_tokens: int) -> None:
+        """A layer-step is over."""
         if layer == 0:
-            self._num_tokens += len(index)
+            self._num_tokens += num_tokens
         now_s = time.monotonic()
         if now_s >= self._due_s:
             self._due_s = now_s + PERIOD_S

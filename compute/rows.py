@@ -171,9 +171,14 @@ def _sum(weighted: Tensor, hidden: Tensor) -> Tensor:
     return weighted.view(len(hidden), -1, weighted.shape[1]).sum(1).to(hidden.dtype)
 
 
+def no_such_expert(expert: int, num_experts: int) -> ModelError:
+    """What to raise for a router's choice that is no expert of its layer."""
+    return ModelError(
+        f"the router chose expert {expert} of a layer with {num_experts}: "
+        "expert parallelism and other index tricks are not supported, run the model on one device"
+    )
+
+
 def _check(lowest: int, highest: int, num_experts: int) -> None:
     if lowest < 0 or highest >= num_experts:
-        raise ModelError(
-            f"the router chose expert {lowest if lowest < 0 else highest} of a layer with {num_experts}: "
-            "expert parallelism and other index tricks are not supported, run the model on one device"
-        )
+        raise no_such_expert(lowest if lowest < 0 else highest, num_experts)

@@ -15,6 +15,9 @@ Size = int | str
 #: Whether a loader reads past the page cache; loader.direct_io decides what auto means.
 DIRECT_IO = ("auto", "on", "off")
 
+#: How far a CUDA device decodes without the host: docs/gpu.md.
+STAGES = (1, 2, 3)
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
@@ -34,10 +37,12 @@ class Settings:
     threads: int | None
     connect: str | None
     direct_io: str = "auto"
+    stage: int = 1
 
     def __post_init__(self) -> None:
         self._check_speculation()
         self._check_memory()
+        self._check_stage()
         if self.link is not None and self.arrangement != "emulated":
             raise ValueError(
                 f"--link belongs to --arrangement emulated, not to {self.arrangement}: "
@@ -57,6 +62,19 @@ class Settings:
             raise ValueError(
                 f"--lookahead {self.lookahead} needs a predictor: "
                 f"leave --predictor none out, or pass --lookahead 0"
+            )
+
+    def _check_stage(self) -> None:
+        if self.stage not in STAGES:
+            raise ValueError(f"--stage is {self.stage}; allowed: {', '.join(map(str, STAGES))}")
+        if self.stage == 1:
+            return
+        is_pinned = self.arrangement in ("auto", "pinned")
+        if not is_pinned or self.device == "cpu":
+            lack = f"--arrangement is {self.arrangement}" if not is_pinned else "--device is cpu"
+            raise ValueError(
+                f"--stage {self.stage} lets a CUDA device find its experts by itself, for which each has a "
+                f"page-locked frame (--arrangement pinned), and {lack}: leave --stage out"
             )
 
     def _check_memory(self) -> None:

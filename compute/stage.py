@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from compute.beside.beside import Beside
 from compute.hit_path import HitPath
 from compute.kernels.base import ExpertKernel, GroupKernel
 from compute.look_ahead import LookAhead
@@ -50,6 +51,10 @@ class Stage:
     ) -> None:
         _check_transit(manifest, residency, transport)
         self.observers: list[Observer] = []
+        #: (layer, number of tokens) of each layer-step, when it is over
+        self.listeners: list[Callable[[int, int], None]] = []
+        #: Takes small layer-steps, unless somebody observes, and lets the device run them by itself.
+        self.beside: Beside | None = None
         #: A layer-step: residency, transport and policy agree before and after it.
         self.undivided = Undivided()
         self.router_probs = router_probs
@@ -64,7 +69,7 @@ class Stage:
         self._ahead = look_ahead
         self._timeline = timeline
         self._policy_name = policy_name or type(residency.policy).__name__
-        self._supply = Supply(residency, transport, timeline)
+        self.supply = Supply(residency, transport, timeline)
         self._pass_number = 0
         self._clock = 0
         self._failure: LoaderLostError | StoreError | None = None
@@ -75,9 +80,22 @@ class Stage:
         """A forward pass over `num_tokens` tokens (of all sequences of a batch) begins."""
         with self.undivided:
             self._pass_number += 1
-            self._residency.policy.begin_pass(num_tokens, is_new_sequence)
-            if self._ahead:
-                self._ahead.begin_pass(num_tokens, is_new_sequence)
+            if self.beside:
+                clock = self._pass_number * self._manifest.num_layers
+                self.beside.begin_pass(clock, num_tokens, is_new_sequence)
+            else:
+                self.note_pass(num_tokens, is_new_sequence)
+
+    def note_pass(self, num_tokens: int, is_new_sequence: bool) -> None:
+        """Tell policy and predictor that the steps of another pass follow."""
+        self._residency.policy.begin_pass(num_tokens, is_new_sequence)
+        if self._ahead:
+            self._ahead.begin_pass(num_tokens, is_new_sequence)
+
+    def tell(self, layer: int, num_tokens: int) -> None:
+        """A layer-step is over."""
+        for listen in self.listeners:
+            listen(layer, num_tokens)
 
     def run_layer(
         self, module: nn.Module, layer: int, hidden: Tensor, index: Tensor, weights: Tensor
@@ -90,7 +108,7 @@ class Stage:
             return hidden
         if self._failure:
             raise type(self._failure)(*self._failure.args) from self._failure
-        self._supply.check_whole()
+        self.supply.check_whole()
         try:
             with self.undivided:
                 return self._run(module, layer, hidden, index, weights)
@@ -99,12 +117,16 @@ class Stage:
             raise
 
     def _run(self, module: nn.Module, layer: int, hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
-        """The short way for one token whose experts are all there, the long way for everything else."""
+        """The device's way, the short way for one token whose experts are all there, else the long way."""
+        if self.beside:
+            if self.beside.takes(len(index)) and not self.observers:
+                return self.beside.run_layer(module, layer, hidden, index, weights)
+            self.beside.catch_up()
         self._clock = self._pass_number * self._manifest.num_layers + layer
         probs = None
         if self.router_probs and self._residency.policy.needs_probs:
             probs = self.router_probs.mean(layer)
-        self._supply.settle_arrivals(self._clock)
+        self.supply.settle_arrivals(self._clock)
         if self._hit_path and len(index) == 1:
             combined = self._run_hits(self._hit_path, module, layer, hidden, index, weights, probs)
             if combined is not None:
@@ -131,7 +153,7 @@ class Stage:
         is_sound = layer * num_experts <= keys[0] and keys[-1] < (layer + 1) * num_experts
         if not is_sound or len(set(keys)) < len(keys):
             return None
-        self._supply.hit(layer, keys, self._clock, probs)
+        self.supply.hit(layer, keys, self._clock, probs)
         self._look_ahead(layer, keys)
         combined = hit_path.run(module, slots, hidden, weights)
         self._show(layer, index, weights)
@@ -153,10 +175,10 @@ class Stage:
         started_ns = time.monotonic_ns() if self._timeline else 0
         num_experts = self._manifest.num_experts
         rows = group(hidden, index, weights, layer * num_experts, num_experts)
-        access, delivery = self._supply.request(layer, rows, self._clock, probs)
+        access, delivery = self.supply.request(layer, rows, self._clock, probs)
         self._look_ahead(layer, rows.keys)
-        self._compute(module, rows, access.hits + self._supply.collect(delivery), hidden, weights)
-        for there in self._supply.deliver(delivery):
+        self._compute(module, rows, access.hits + self.supply.collect(delivery), hidden, weights)
+        for there in self.supply.deliver(delivery):
             self._compute(module, rows, there, hidden, weights)
         self._show(layer, index, weights)
         combined = rows.combine()
@@ -167,7 +189,7 @@ class Stage:
     def _look_ahead(self, layer: int, keys: list[int]) -> None:
         """Prefetch for the layers to come, as far as there is room for guesses."""
         if self._ahead and (plan := self._ahead.plan(layer, keys, self._clock)):
-            self._supply.guess(plan, keys, self._clock)
+            self.supply.guess(plan, keys, self._clock)
 
     def _compute(
         self, module: nn.Module, rows: Rows, there: list[tuple[int, int]], hidden: Tensor, weights: Tensor
@@ -191,6 +213,7 @@ class Stage:
             probs = self.router_probs.of_tokens(layer) if self.router_probs else None
             for observe in self.observers:
                 observe(layer, index, weights, probs)
+        self.tell(layer, len(index))
 
     # --- telling ------------------------------------------------------------------------------
 
@@ -217,10 +240,10 @@ class Stage:
             "miss_recall": counters.miss_recall,
             "prediction_recall": score.recall,
             "prediction_precision": score.precision,
-            "stall_s": self._supply.stall_ns / 1e9,
+            "stall_s": self.supply.stall_ns / 1e9,
             "bytes_read": stats.get("bytes_read", 0),
             "reads": "direct" if stats.get("reads_directly") else "page cache",
-            "bytes_transferred": self._transport.bytes_transferred,
+            "bytes_transferred": self._bytes_transferred,
             "evictions": counters.evictions,
             "arrangement": self._transport.arrangement,
             "kernel": self._kernel.name,
@@ -232,6 +255,7 @@ class Stage:
             "frames": stats.get("frames", 0),
             "frames_leased": stats.get("frames_leased", 0),
             "frames_sealed": stats.get("frames_sealed", 0),
+            **(self.beside.report() if self.beside else {}),
         }
 
     def tally(self) -> dict[str, int]:
@@ -244,11 +268,17 @@ class Stage:
             "prefetch_issued": counters.prefetch_issued,
             "prefetch_used": counters.prefetch_used,
             "evictions": counters.evictions,
-            "stall_us": self._supply.stall_ns // 1000,
-            "bytes_transferred": self._transport.bytes_transferred,
+            "stall_us": self.supply.stall_ns // 1000,
+            "bytes_transferred": self._bytes_transferred,
             "passes": self._pass_number,
             "slots": self._residency.num_slots,
         }
+
+    @property
+    def _bytes_transferred(self) -> int:
+        """By the transport, and by the device itself."""
+        fetched = self.beside.num_fetched if self.beside else 0
+        return self._transport.bytes_transferred + fetched * self._manifest.layout.stride
 
     def resident_keys(self) -> set[int]:
         """Who is in a slot."""
@@ -264,8 +294,8 @@ class Stage:
 
     def _note_uses(self, timeline: Timeline, slots: list[int]) -> None:
         """The arrow that began with a landed expert's fetch ends at its first use."""
-        for slot in self._supply.newly_landed.intersection(slots):
-            self._supply.newly_landed.discard(slot)
+        for slot in self.supply.newly_landed.intersection(slots):
+            self.supply.newly_landed.discard(slot)
             flow_id = self._transport.flow_of(slot)
             if flow_id is not None:
                 timeline.flow("f", flow_id, "experts", time.monotonic_ns())

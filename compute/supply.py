@@ -7,6 +7,7 @@ the only place where compute waits.
 
 import time
 from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from compute.policies.base import FloatArray
@@ -57,6 +58,13 @@ class Supply:
             self._transit.leave_all()
             self._is_torn = False
 
+    @contextmanager
+    def agreeing(self) -> Iterator[None]:
+        """What an interrupt cuts in two within leaves residency and transport apart."""
+        self._is_torn = True
+        yield
+        self._is_torn = False
+
     # --- orders -------------------------------------------------------------------------------
 
     def request(
@@ -78,10 +86,16 @@ class Supply:
             self._transport.submit(Order(evicted, cancel), clock)
         self._is_torn = False
 
-    def guess(self, plan: Plan, keys: list[int], clock: int) -> None:
+    def cancel_overdue(self, clock: int) -> None:
+        """Guesses that layer-step `clock` has shown to be wrong or too late need not come."""
+        if cancel := self._residency.cancel_overdue(clock):
+            self._transport.submit(Order(cancel=cancel), clock)
+
+    def guess(self, plan: Plan, keys: list[int], clock: int, *, evicts: bool = True) -> None:
         """Ask for what is planned ahead of need, while the experts of this step's `keys` stay."""
         self._is_torn = True
-        speculation = self._residency.speculate(plan.wanted, plan.held.union(keys), clock)
+        held = plan.held.union(keys)
+        speculation = self._residency.speculate(plan.wanted, held, clock, evicts=evicts)
         if speculation.coming:
             deadline_of = dict(plan.wanted)
             guesses = [(key, slot, deadline_of[key]) for key, slot in speculation.coming]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from compute.budget import ARRANGEMENTS
 from compute.cache_folder import Quantization
 from compute.patience import timeout_setting
-from compute.policies import OFFLINE, find
+from compute.policies import DEFAULT, OFFLINE, find
 from compute.settings import Settings, Size, layers_ahead, rate_of, size_of
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -42,7 +42,7 @@ class RunConfig:
     vram: int | None = None
     stage: int = 1
     ram: int | None = None
-    policy: str = "lru"
+    policy: str = DEFAULT
     predictor: str = "gate"
     lookahead: int | None = None
     link: int | None = None
@@ -56,7 +56,6 @@ class RunConfig:
         _check_choice("--device", self.device, DEVICES)
         _check_choice("--dtype", self.dtype, DTYPES)
         _check_choice("--arrangement", self.arrangement, ("auto", *ARRANGEMENTS))
-        _check_stage(self.stage)
         self._check_generation()
         self._check_budgets()
         self._check_shared_rules()
@@ -128,6 +127,7 @@ class RunConfig:
             threads=self.threads,
             connect=self.connect,
             direct_io=self.direct_io,
+            stage=self.stage,
         )
 
 
@@ -145,16 +145,6 @@ def _size(word: object) -> Size | None:
 def _check_choice(name: str, value: str, allowed: Iterable[str]) -> None:
     if value not in allowed:
         raise ValueError(f"{name} is {value!r}; allowed: {', '.join(allowed)}")
-
-
-def _check_stage(stage: int) -> None:
-    if stage not in (1, 2, 3):
-        raise ValueError(f"--stage is {stage}; allowed: 1, 2, 3")
-    if stage > 1:
-        raise ValueError(
-            f"--stage {stage} is not there yet: this version has stage 1, in which the host takes part in "
-            f"every layer; leave --stage out"
-        )
 
 
 def _check_policy(spec: str) -> None:

@@ -95,6 +95,7 @@ def offload_for(job: Job, timeline: Timeline | None = None) -> "Offloaded":
         connect=job.endpoint,
         slots=job.slots,
         vram=job.vram,
+        stage=job.stage,
         arrangement=job.arrangement,
         policy=job.policy,
         predictor=job.predictor,

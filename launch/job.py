@@ -34,6 +34,7 @@ class Job:
     arrangement: str
     slots: int | None
     vram: int | None
+    stage: int
     policy: str
     predictor: str
     lookahead: int

@@ -49,7 +49,7 @@ def plan_run(config: RunConfig, prompt: str) -> Plan:
     store = find_store(config.model or SHIPPED_MODEL, config.quantization)
     manifest = Manifest.read(store)
     manifest.check_shards(store)
-    device = choose_device(config.device, config.arrangement, has_cuda(), config.vram)
+    device = choose_device(config.device, config.arrangement, has_cuda(), config.vram, config.stage)
     free_bytes = available_memory_bytes()
     host = HostMemory(config.ram, free_bytes, pin_bytes=pin_limit())
     arrangement, reason = choose_arrangement(config.arrangement, device, manifest, host)
@@ -132,6 +132,7 @@ def _job(
         arrangement=arrangement,
         slots=slots,
         vram=config.vram,
+        stage=config.stage,
         policy=config.policy,
         predictor=config.predictor,
         lookahead=config.layers_ahead,

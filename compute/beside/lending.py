@@ -79,11 +79,10 @@ class LendingResidency(Residency):
     def _kept(self, landed: Mapping[int, int], held: set[int]) -> set[int]:
         """Those of `landed` that become residents: not whoever is one, or on its way, by another slot."""
         newcomers = [key for key in landed if key not in self._resident and key not in self._coming]
-        if not self._may_pass or not newcomers:
+        if not self._may_pass or len(newcomers) <= len(self._free):
             return set(newcomers)
         policy = cast(AdmissionPolicy, self.policy)
-        num_free = min(len(self._free), len(newcomers))
-        return set(contract.choose_admitted(policy, newcomers, num_free, self._unmovable(held)))
+        return set(contract.choose_admitted(policy, newcomers, len(self._free), self._unmovable(held)))
 
     def _adopt(self, key: int, slot: int) -> None:
         """LENT -> RESIDENT."""

@@ -41,6 +41,9 @@ KNOWN: dict[str, str] = {
     "belady-bypass": "compute.policies.belady_bypass:BeladyBypass",
 }
 
+#: What a run takes when nothing is said; docs/policies.md tells why.
+DEFAULT = "reuse-distance"
+
 #: Those of KNOWN that must be told the future: a replay can use them, a run cannot.
 OFFLINE: frozenset[str] = frozenset({"belady", "belady-bypass"})
 

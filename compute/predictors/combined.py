@@ -24,26 +24,26 @@ class Combined:
         self.name = "+".join(predictor.name for predictor in predictors)
         self.lookahead = max(predictor.lookahead for predictor in predictors)
         self.notices = [notice for predictor in predictors for notice in predictor.notices]
-        self._predictors = predictors
+        self.predictors = predictors
         self._join = join_union if rule == "union" else join_ranks
 
     def begin_pass(self, num_tokens: int, is_new_sequence: bool) -> None:
-        for predictor in self._predictors:
+        for predictor in self.predictors:
             predictor.begin_pass(num_tokens, is_new_sequence)
 
     def observe(self, layer: int, chosen: Sequence[int]) -> None:
-        for predictor in self._predictors:
+        for predictor in self.predictors:
             predictor.observe(layer, chosen)
 
     def predict(self, layer: int, residual: Tensor | None, chosen: Sequence[int]) -> list[Prediction]:
         answers: dict[int, list[list[int]]] = {}
-        for predictor in self._predictors:
+        for predictor in self.predictors:
             for prediction in predictor.predict(layer, residual, chosen):
                 answers.setdefault(prediction.layer, []).append(prediction.experts)
         return [Prediction(target, self._join(answers[target])) for target in sorted(answers)]
 
     def close(self) -> None:
-        for predictor in self._predictors:
+        for predictor in self.predictors:
             predictor.close()
 
 

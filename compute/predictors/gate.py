@@ -43,6 +43,8 @@ class GateLookahead:
         self._num_layers = len(moe_layers)
         self._gates: dict[int, tuple[nn.Module, nn.Module]] = {}
         self._residual: dict[int, Tensor] = {}
+        #: what was asked of the gates on the device, by the layer that asked: (target, ranks [T, n])
+        self._heard: dict[int, list[tuple[int, Ranks]]] = {}
         self._hooks: list[RemovableHandle] = []
         for layer in moe_layers:
             self._look_at(layer)
@@ -50,15 +52,35 @@ class GateLookahead:
 
     def begin_pass(self, num_tokens: int, is_new_sequence: bool) -> None:
         self._residual.clear()
+        self._heard.clear()
 
     def observe(self, layer: int, chosen: Sequence[int]) -> None:
         pass  # what was chosen says nothing that the residual does not
 
     def predict(self, layer: int, residual: Tensor | None, chosen: Sequence[int]) -> list[Prediction]:
+        if (heard := self._heard.pop(layer, None)) is not None:
+            return [Prediction(target, most_wanted(ranks)) for target, ranks in heard]
         return [
             Prediction(target, self._wanted(logits, index))
             for target, logits, index in self._ask_after(layer, residual)
         ]
+
+    def ask_on_device(self, layer: int) -> list[tuple[int, Tensor]]:
+        """(target, int64 ranks [T, n]) as `peer` has them, on the device; nothing waits for them."""
+        from compute.beside.device_ranks import rank_on_device
+
+        return [
+            (target, rank_on_device(logits.float(), index, self._width.of(index.shape[1], logits.shape[1])))
+            for target, logits, index in self._ask_after(layer, None)
+        ]
+
+    def num_named(self, top_k: int, num_experts: int) -> int:
+        """The `n` of `peer` and `ask_on_device`."""
+        return self._width.of(top_k, num_experts)
+
+    def hear(self, layer: int, answers: list[tuple[int, Ranks]]) -> None:
+        """What `ask_on_device` has answered: `predict` says it for `layer` then."""
+        self._heard[layer] = answers
 
     def peer(self, layer: int, residual: Tensor | None = None) -> list[tuple[int, Ranks]]:
         """(target, experts [T, n] most wanted first) for the layers after `layer`, token by token.

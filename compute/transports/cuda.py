@@ -6,7 +6,9 @@ cannot be had falls from the first to the second, and says so.
 """
 
 from contextlib import ExitStack
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,6 +16,7 @@ from compute.budget import Budget
 from compute.bulk_fill import fill_frames, progress_bar
 from compute.client import LoaderClient
 from compute.ledger import Completion
+from compute.transports.base import IntArray
 from compute.transports.cuda_link import CHUNK_BYTES, CudaLink
 from compute.transports.driver import Driver
 from compute.transports.ends import Frames
@@ -26,6 +29,18 @@ from protocol.timeline import Timeline
 from protocol.units import format_size
 
 
+@dataclass(frozen=True, slots=True)
+class CudaWay:
+    """A transport that runs, and sentences for the user about what could not be had.
+
+    `frame_addresses`: where the device reads each expert by itself, by key; in pinned only.
+    """
+
+    transport: LinkedTransport
+    notices: tuple[str, ...]
+    frame_addresses: IntArray | None
+
+
 def open_cuda_transport(
     driver: Driver,
     client: LoaderClient,
@@ -36,9 +51,8 @@ def open_cuda_transport(
     pin_bytes: int | None,
     timeline: Timeline | None = None,
     chunk_bytes: int = CHUNK_BYTES,
-) -> tuple[LinkedTransport, tuple[str, ...]]:
-    """A transport that runs, and sentences for the user about what could not be had. Closing
-    it closes `client`, whose mapping must be writable.
+) -> CudaWay:
+    """Closing the transport closes `client`, whose mapping must be writable.
 
     `pin_bytes`: what may be page-locked at most, None for as much as the driver grants. Raises
     MemoryBudgetError when the slots do not fit on the device, and what `fill_frames` raises.
@@ -65,7 +79,7 @@ def open_cuda_transport(
         )
         opened.pop_all()
     transport.start()
-    return transport, notices
+    return CudaWay(transport, notices, _addresses(lock, frame_of) if frame_of else None)
 
 
 def open_pool(driver: Driver, num_slots: int, num_transit: int, stride: int) -> Tensor:
@@ -95,6 +109,10 @@ def _frames(client: LoaderClient, frame_of: dict[int, Completion], timeline: Tim
     if frame_of:
         return PinnedFrames(frame_of, client.stats(), timeline)
     return Staging(client, max_prefetches=max(client.quota // 2, 1))
+
+
+def _addresses(lock: PageLock, frame_of: dict[int, Completion]) -> IntArray:
+    return np.array([lock.address_of(frame_of[key]) for key in range(len(frame_of))], np.int64)
 
 
 def _notices(arrangement: str, lock: PageLock, client: LoaderClient) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from compute.transports.driver import Driver, DriverError, Event
+from compute.transports.driver import DriverError, Event
 from protocol.units import format_size
 
 #: CU_MEMHOSTREGISTER_PORTABLE: page-locked for every context of the process.
@@ -21,14 +21,6 @@ _DEVICEMAP = 2
 #: CU_DEVICE_ATTRIBUTE_CAN_USE_HOST_POINTER_FOR_REGISTERED_MEM
 _CAN_USE_HOST_POINTER = 91
 _MS_IN_NS = 1e6
-
-
-@dataclass(frozen=True, slots=True)
-class Devices:
-    """What there is to compute on beside the CPU."""
-
-    has_cuda: Callable[[], bool]
-    open: Callable[[], Driver]
 
 
 def has_cuda() -> bool:
@@ -148,6 +140,3 @@ def _load() -> ctypes.CDLL:
         raise DriverError(
             f"NVIDIA's driver library cannot be loaded ({error}): is the driver installed?"
         ) from error
-
-
-HERE = Devices(has_cuda, CudaDriver)

@@ -39,6 +39,10 @@ class RecordConfig:
             _check_at_least_1(name, value)
             if value is not None and self.text is None:
                 raise ValueError(f"{name} belongs to --text; prompts are short: leave it out")
+        if self.run.stage > 1:
+            raise ValueError(
+                f"--stage is {self.run.stage}, a recording watches every layer from the host: leave it out"
+            )
         if self.predicted < 0:
             raise ValueError(f"--predicted is {self.predicted}; it must be 0 (nothing is kept) or more")
         if self.out == "-":

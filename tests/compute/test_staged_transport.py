@@ -36,7 +36,7 @@ def playing(
     client = LoaderClient(
         loader.endpoint, quota=quota, timeout_s=20, revive=loader.restart, maps_writable=True
     )
-    transport, _ = open_cuda_transport(
+    transport = open_cuda_transport(
         driver,
         client,
         arrangement="staged",
@@ -44,7 +44,7 @@ def playing(
         budget=Budget(num_slots, 2, quota, "", ()),
         pin_bytes=None,
         chunk_bytes=CHUNK_BYTES,
-    )
+    ).transport
     try:
         yield TransportPlay(transport, client, store)
     finally:

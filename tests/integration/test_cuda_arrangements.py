@@ -16,11 +16,11 @@ from transformers import AutoModelForCausalLM
 
 from compute.assembly import assemble
 from compute.cache_folder import Quantization
+from compute.devices import Devices
 from compute.offloaded import Offloaded
 from compute.recording import Recording
 from compute.settings import Settings
 from compute.transports import page_lock
-from compute.transports.cuda_driver import Devices
 from protocol.errors import MemoryBudgetError
 from protocol.timeline import Timeline
 

@@ -1,0 +1,158 @@
+"""What stages 2 and 3 need, opened: whether they are possible here, shared words, table, slots on loan."""
+
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from compute.beside.beside import Beside
+from compute.beside.device_path import DevicePath
+from compute.beside.follower import Follower
+from compute.beside.lending import LendingResidency
+from compute.beside.mailbox import Mailbox
+from compute.beside.open_slots import OpenSlots
+from compute.beside.resolver import Resolver
+from compute.beside.table import DeviceSlotTable
+from compute.beside.words import MAX_EXPERTS, DeviceWords, Extent, SharedWords
+from compute.kernels.base import AddressedKernel, ExpertKernel
+from compute.kernels.triton_plan import MAX_DECODE_TOKENS
+from compute.look_ahead import LookAhead
+from compute.opening import Way
+from compute.patience import TIMEOUT_HINT
+from compute.policies.base import EvictionPolicy
+from compute.supply import Supply
+from compute.transports.driver import Driver
+from compute.transports.linked import LinkedTransport
+from protocol.manifest import Manifest
+from protocol.timeline import Timeline
+
+#: Passes whose steps the mailbox holds: as far as the device may run ahead of the policy.
+_PASSES_AHEAD = 4
+#: Open slots are for so many tokens that find none of their experts, and a part of all slots at most.
+_TOKENS_ON_OFFER = 4
+_MOST_ON_OFFER = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """What there is before the stage: words that host and device share, and who is in which slot."""
+
+    words: DeviceWords
+    table: DeviceSlotTable
+    residency: LendingResidency
+
+
+def obstacle(
+    way: Way,
+    driver: Driver | None,
+    kernel: ExpertKernel,
+    policy: EvictionPolicy,
+    manifest: Manifest,
+    timeline: Timeline | None,
+) -> str:
+    """Why the device cannot decode by itself here, "" when it can."""
+    if driver is None or way.frame_addresses is None:
+        return (
+            f"experts are read out of page-locked frames, and the arrangement is {way.transport.arrangement}"
+        )
+    if not driver.reads_in_place():
+        return f"{driver.name} does not read page-locked memory by the host's addresses"
+    if not isinstance(kernel, AddressedKernel):
+        return f"the {kernel.name} kernel cannot take experts by addresses that the device has found"
+    if policy.needs_probs:
+        return "the policy hears the router's whole distribution, which stays on the device"
+    if timeline is not None:
+        return "a timeline shows every layer-step, so the host takes part in each"
+    if manifest.num_experts >= MAX_EXPERTS:
+        return f"{manifest.num_experts} experts a layer are more than the mailbox can name"
+    return ""
+
+
+def open_ground(
+    way: Way,
+    driver: Driver,
+    policy: EvictionPolicy,
+    manifest: Manifest,
+    num_named: int,
+    timeout_s: float,
+    opened: ExitStack,
+) -> Ground:
+    """`num_named`: experts predicted in a step for a token. Raises DriverError."""
+    transport = way.transport
+    assert isinstance(transport, LinkedTransport) and way.frame_addresses is not None
+    width = 1 + MAX_DECODE_TOKENS * (manifest.top_k + num_named)
+    num_cells = _PASSES_AHEAD * manifest.num_layers
+    shared = SharedWords(
+        driver, Extent(manifest.num_keys, _num_offered(manifest, transport.num_slots), num_cells, width)
+    )
+    opened.callback(_close_words, driver, shared, timeout_s)
+    table = DeviceSlotTable(shared.words, way.frame_addresses, transport.pool)
+    residency = LendingResidency(transport.num_slots, manifest.top_k, policy, table=table)
+    return Ground(shared.words, table, residency)
+
+
+def open_beside(
+    ground: Ground,
+    driver: Driver,
+    kernel: ExpertKernel,
+    resolver: Resolver,
+    manifest: Manifest,
+    look_ahead: LookAhead | None,
+    *,
+    supply: Supply,
+    begin_pass: Callable[[int, bool], None],
+    told: Callable[[int, int], None],
+    timeout_s: float,
+) -> Beside:
+    """`begin_pass` and `told`: see `Follower`."""
+    assert isinstance(kernel, AddressedKernel)
+    residency = ground.residency
+    is_whole = residency.num_slots == manifest.num_keys
+    num_spare = manifest.top_k * look_ahead.lookahead if look_ahead else 0
+    follower = Follower(
+        residency=residency,
+        table=ground.table,
+        mailbox=Mailbox(ground.words),
+        open_slots=OpenSlots(
+            ground.words,
+            ground.table,
+            residency,
+            len(ground.words.opened),
+            min(num_spare, residency.num_slots // _MOST_ON_OFFER),
+            manifest.num_keys,
+        ),
+        supply=supply,
+        look_ahead=look_ahead,
+        begin_pass=begin_pass,
+        told=told,
+        num_experts=manifest.num_experts,
+        timeout_s=timeout_s,
+    )
+    path = DevicePath(
+        ground.words,
+        resolver,
+        kernel,
+        look_ahead.gate if look_ahead and not is_whole else None,
+        num_experts=manifest.num_experts,
+        blob_bytes=manifest.layout.stride,
+        device=driver.device,
+    )
+    return Beside(path, follower, manifest.num_layers, driver.mark_uses)
+
+
+def _num_offered(manifest: Manifest, num_slots: int) -> int:
+    """Slots that wait for the experts which the device misses."""
+    return min(_TOKENS_ON_OFFER * manifest.top_k, max(num_slots // _MOST_ON_OFFER, 1))
+
+
+def _close_words(driver: Driver, shared: SharedWords, timeout_s: float) -> None:
+    """Once the device has finished what it was given."""
+    uses = driver.mark_uses()
+    until_s = time.monotonic() + timeout_s
+    while not uses.is_done():
+        if time.monotonic() > until_s:
+            raise RuntimeError(
+                f"the device has not finished within {timeout_s:g} s, its shared words stay {TIMEOUT_HINT}"
+            )
+        time.sleep(0.0001)
+    shared.close()
