@@ -6,6 +6,7 @@ A group is a function's signature; a verb that ends in `**given` takes groups by
 import inspect
 from collections.abc import Callable
 
+from compute import policies
 from launch.options import (
     ArrangementOption,
     BitsOption,
@@ -57,7 +58,7 @@ def compute(
 def cache(
     slots: SlotsOption = None,
     ram: RamOption = None,
-    policy: PolicyOption = "lru",
+    policy: PolicyOption = policies.DEFAULT,
     predictor: PredictorOption = "gate",
     lookahead: LookaheadOption = None,
     direct_io: DirectIoOption = "auto",

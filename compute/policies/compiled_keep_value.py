@@ -69,7 +69,7 @@ class CompiledKeepValue(KeepValue):
 
 
 def keep_value(shape: CacheShape, gamma: float) -> KeepValue:
-    """The compiled one, or numpy's, which takes ten times as long."""
+    """The compiled one, or numpy's, which takes 15 to 30 times as long and says so."""
     try:
         return CompiledKeepValue(shape, gamma)
     except ValueError as error:
@@ -79,7 +79,10 @@ def keep_value(shape: CacheShape, gamma: float) -> KeepValue:
 
 @cache
 def _tell_once(reason: str) -> None:
-    logging.getLogger("sidestage").warning("reuse-distance is slow here: %s", reason)
+    logging.getLogger("sidestage").warning(
+        "reuse-distance learns with numpy here, 0.1 to 0.2 ms a layer: %s, or pass --policy lru",
+        reason,
+    )
 
 
 @cache

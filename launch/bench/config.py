@@ -5,7 +5,7 @@ from pathlib import Path
 
 from compute.cache_folder import Quantization
 from compute.cuda_presence import has_cuda
-from compute.policies import OFFLINE, find
+from compute.policies import DEFAULT, OFFLINE, find
 from launch.bench import shapes
 from launch.bench.arms import arm_of
 from loader import direct_io
@@ -36,7 +36,7 @@ class BenchConfig:
     lookahead: int = 1
     link: int | None = None
     rate: int | None = None
-    policy: str = "lru"
+    policy: str = DEFAULT
     direct_io: str = "auto"
     threads: int | None = None
     timeout: float | None = None

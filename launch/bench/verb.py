@@ -4,7 +4,8 @@ from typing import Annotated
 
 import typer
 
-from launch.options import BitsOption, DirectIoOption, GroupOption, JsonOption, sentences
+from compute import policies
+from launch.options import BitsOption, DirectIoOption, GroupOption, JsonOption, PolicyOption, sentences
 
 
 def bench(
@@ -73,7 +74,7 @@ def bench(
         ),
     ] = None,
     direct_io: DirectIoOption = "auto",
-    policy: Annotated[str, typer.Option(metavar="NAME", help="Eviction policy, or file.py:Class.")] = "lru",
+    policy: PolicyOption = policies.DEFAULT,
     threads: Annotated[
         int | None, typer.Option(metavar="N", help="Compute threads [default: torch's].")
     ] = None,

@@ -118,6 +118,8 @@ def _transport(job: ClientJob, client: LoaderClient) -> Transport:
 
 
 def _residency(job: ClientJob, manifest: Manifest) -> Residency:
+    """With lru, whatever runs take: it learns nothing and keeps every newcomer, so that each miss of the
+    drawn routing is a transfer into a slot, and there are no transit slots."""
     shape = CacheShape(manifest.num_layers, manifest.num_experts, manifest.top_k, job.slots)
     return Residency(job.slots, manifest.top_k, named("lru", shape))
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from support.cli import Answer, run
 
+from compute.policies import DEFAULT
 from compute.replay import replay
 from compute.trace import Trace, layer_steps
 from compute.trace_file import write
@@ -135,8 +136,8 @@ def test_without_prefetch_the_counters_are_a_replay_s(tmp_path: Path) -> None:
     answer = run("bench", "--arms", "offload@0", *sizes, *told)
     assert answer.code == 0, answer.err
     (offload,) = json.loads((tmp_path / "out.json").read_text())["arms"]
-    everything = replay(layer_steps(trace), "lru", SLOTS)
-    until_decode = replay(layer_steps(trace.first(2 * PP + TG)), "lru", SLOTS)
+    everything = replay(layer_steps(trace), DEFAULT, SLOTS)
+    until_decode = replay(layer_steps(trace.first(2 * PP + TG)), DEFAULT, SLOTS)
     assert offload["hits"] == everything.hits - until_decode.hits
     assert offload["misses"] == everything.misses - until_decode.misses
     assert offload["lookahead"] == 0

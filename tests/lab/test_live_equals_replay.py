@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from support.cli import call, run
 
+from compute.policies import DEFAULT
 from compute.replay import replay
 from compute.trace import layer_steps
 from compute.trace_file import read
@@ -64,7 +65,7 @@ def test_a_text_that_is_forced_through_counts_the_same(store_none: Path, tmp_pat
     text = tmp_path / "text.txt"
     text.write_text("The wolf came to the door of the house, and he knocked. " * 4)
     trace, live = record(tmp_path, store_none, slots=30, text=str(text), passes=passes, tokens=24)
-    outcome = replay(layer_steps(read(trace)), "lru", 30)
+    outcome = replay(layer_steps(read(trace)), DEFAULT, 30)
     assert (live["hits"], live["misses"]) == (outcome.hits, outcome.misses)
     assert live["tokens"] == 24
 

@@ -57,7 +57,7 @@ def test_the_choices_are_reported(greedy: dict[str, Any]) -> None:
     }
     assert chosen == {
         "arrangement": "direct",
-        "policy": "lru",
+        "policy": "reuse-distance",
         "predictor": "gate",
         "lookahead": 1,
         "slots": 48,

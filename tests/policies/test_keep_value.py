@@ -141,4 +141,4 @@ def test_without_the_library_numpy_serves_and_says_so_once(
         compiled_keep_value._library.cache_clear()
     assert [type(one) for one in built] == [KeepValue, KeepValue]
     (said,) = (record.message for record in caplog.records)
-    assert "python -m compute.kernels.build" in said
+    assert "python -m compute.kernels.build, or pass --policy lru" in said

@@ -15,6 +15,8 @@ import pytest
 from support.cli import GREEDY, run
 from support.serving import KEY, PROMPT, RawStream, Server, serving
 
+from compute.policies import DEFAULT
+
 SLOTS = 48
 QUEUE = 8
 MODEL = "store-4bit"
@@ -296,7 +298,9 @@ def test_twenty_clients_of_whom_some_leave_are_all_answered_or_refused_and_nothi
     after = measured(server)
     figures = server.figures()
     assert figures["sidestage_requests_running"] == figures["sidestage_requests_waiting"] == 0
-    assert figures["sidestage_frames_leased"] <= SLOTS
+    # Who passed through last keeps its frame until the next order, so that nobody needs a message for it.
+    num_transit = figures["sidestage_frames"] - figures["sidestage_slots"]
+    assert figures["sidestage_frames_leased"] <= figures["sidestage_slots_used"] + num_transit
     assert after["fds"] == before["fds"]
     assert after["threads"] == before["threads"]
     assert after["bytes"] - before["bytes"] < 32 * 2**20
@@ -357,7 +361,7 @@ def test_the_metrics_tell_what_the_experts_and_the_clients_did(server: Server) -
     assert 0 < figures["sidestage_slots_used"] <= figures["sidestage_slots"] == SLOTS
     assert figures["sidestage_frames"] > SLOTS
     assert figures["sidestage_read_bytes_total"] > 0
-    assert figures['sidestage_evictions_total{policy="lru"}'] > 0
+    assert figures[f'sidestage_evictions_total{{policy="{DEFAULT}"}}'] > 0
     for name in (
         "prefetch_issued_total",
         "prefetch_used_total",

@@ -12,6 +12,7 @@ from support.browser import needs_chromium, page_after_scripts
 from support.cli import call
 from support.serving import PROMPT, RawStream, Server, serving
 
+from compute.policies import DEFAULT
 from launch.top.scene import HEAT
 from launch.top.web import LIVE_PATH
 
@@ -71,7 +72,7 @@ def test_the_live_figures_tell_of_requests_and_of_experts(server: Server) -> Non
     assert [len(row) for row in scene["grid"]] == [32] * 6
     (client,) = scene["clients"]
     assert client["hit"] + client["late"] + client["miss"] == pytest.approx(1)
-    assert (client["about"], client["slots"]) == ("direct, lru, lookahead 1", SLOTS)
+    assert (client["about"], client["slots"]) == (f"direct, {DEFAULT}, lookahead 1", SLOTS)
 
 
 def test_top_shows_as_many_cells_in_slots_as_the_client_has(
@@ -91,7 +92,7 @@ def test_a_browser_shows_the_page_with_figures(server: Server, tmp_path: Path) -
     assert float(shown(page, "tokens")) > 0
     shares = [int(shown(page, name).removesuffix(" %")) for name in ("hit", "late", "miss")]
     assert sum(shares) == pytest.approx(100, abs=2)
-    assert re.search(r"<tr><td>\d+</td>.*direct, lru, lookahead 1", page)
+    assert re.search(rf"<tr><td>\d+</td>.*direct, {DEFAULT}, lookahead 1", page)
     assert re.search(r'<canvas id="map"[^>]* width="320" height="120"', page)
 
 
