@@ -5,7 +5,8 @@ contract, `compute.beside.words` the words. One compilation serves all layers: n
 layer, a step or where a tensor lies is compiled in. Imports triton.
 """
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
+from functools import cache
 
 import torch
 import triton
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from compute.beside import resolver, words
 from compute.beside.words import DeviceWords
+from compute.kernels.triton_launch import Launch
 
 #: Routed rows of a layer-step that one program resolves.
 MAX_ROWS = 128
@@ -138,6 +140,20 @@ def copy_parts(
             tl.store(target_ptr + place, tl.load(source_ptr + place, mask=is_there), mask=is_there)
 
 
+@cache
+def resolve_launch(num_rows: int) -> Launch:
+    """For layer-steps of `num_rows` routed rows."""
+    assert 0 < num_rows <= MAX_ROWS
+    columns = triton.next_power_of_2(num_rows)
+    rows = max(columns, _WARP)
+    return Launch(resolve_rows, {"ROWS": rows, "COLUMNS": columns}, {"num_warps": rows // _WARP})
+
+
+@cache
+def gather_launch() -> Launch:
+    return Launch(copy_parts, {"PART": _PART_BYTES}, {"num_warps": 4})
+
+
 class TritonResolver:
     """See `Resolver`. The words must be page-locked: a kernel reads and writes them where they lie."""
 
@@ -155,27 +171,21 @@ class TritonResolver:
         num_rows, num_predicted = index.numel(), 0 if predicted is None else predicted.numel()
         num_cells, width = words.mailbox.shape
         assert index.is_contiguous() and words.mailbox.is_contiguous()
-        assert num_rows <= MAX_ROWS and 1 + num_rows + num_predicted <= width
-        columns = triton.next_power_of_2(num_rows)
-        rows = max(columns, _WARP)
+        assert 1 + num_rows + num_predicted <= width
         predicted = index if predicted is None else predicted.contiguous()
         shared = (words.table, words.control, words.opened, words.mailbox)
         tensors = (*shared, state, index, predicted, addresses, sources)
         num_open = max(len(words.opened), 1)
         numbers = (layer, num_experts, num_rows, num_predicted, num_open, num_cells, width)
-        with _on(index):
-            launch = resolve_rows[(1,)]
-            launch(*tensors, *numbers, ROWS=rows, COLUMNS=columns, num_warps=rows // _WARP)
+        _start(resolve_launch(num_rows), (1,), index, (*tensors, *numbers))
 
     def gather(self, addresses: Tensor, sources: Tensor, num_bytes: int) -> None:
         assert num_bytes % _PAGE.value == 0 and len(addresses) == len(sources)
         num_parts = min(triton.cdiv(num_bytes, _PART_BYTES), _MOST_PARTS)
-        with _on(sources):
-            copy_parts[(len(sources), num_parts)](
-                addresses, sources, num_bytes, PART=_PART_BYTES, num_warps=4
-            )
+        _start(gather_launch(), (len(sources), num_parts), sources, (addresses, sources, num_bytes))
 
 
-def _on(tensor: Tensor) -> AbstractContextManager[object]:
-    """Launches go to the tensor's device."""
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+def _start(launch: Launch, grid: tuple[int, ...], there: Tensor, arguments: tuple[object, ...]) -> None:
+    """On the device where `there` is."""
+    with torch.cuda.device(there.device) if there.is_cuda else nullcontext():
+        launch.kernel[grid](*arguments, **launch.constants, **launch.options)  # type: ignore[index]

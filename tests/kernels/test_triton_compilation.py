@@ -13,8 +13,7 @@ if importlib.util.find_spec("triton") is None:
 
 import torch
 import triton
-from support.cross_compile import MAX_SHARED_BYTES, cross_compile
-from triton.backends.compiler import GPUTarget
+from support.cross_compile import MAX_SHARED_BYTES, NoDriver, cross_compile
 from triton.runtime import driver
 
 from compute.kernels.measure import gated_layout
@@ -121,19 +120,6 @@ def test_the_check_sees_a_spill() -> None:
     launch, _ = launches(layout_of("qwen3", "4", 64), 512, 8)
     starved = Launch(launch.kernel, launch.constants, {**launch.options, "maxnreg": 32})
     assert cross_compile(starved, 80).stack_bytes > 0
-
-
-class NoDriver:
-    """As much of a driver as the way to a compilation asks for."""
-
-    def get_current_device(self) -> int:
-        return 0
-
-    def get_current_stream(self, device: int) -> int:
-        return 0
-
-    def get_current_target(self) -> GPUTarget:
-        return GPUTarget("cuda", 90, 32)
 
 
 @pytest.fixture

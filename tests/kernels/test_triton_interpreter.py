@@ -7,16 +7,13 @@ run in a process of their own; `TRITON_INTERPRET=1 pytest` on this file shows ea
 import ctypes
 import importlib.util
 import mmap
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from support.interpreted import IS_INTERPRETED, quick_calls, run_interpreted
 from support.layer_steps import (
     Step,
     error_of,
@@ -31,7 +28,6 @@ from support.layer_steps import (
 from support.tiny_models import random_model, tiny_config
 from torch import Tensor, nn
 
-IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 
 #: Relative, for float32 activations; the interpreter truncates where a GPU rounds to bfloat16.
@@ -43,15 +39,7 @@ if not IS_INTERPRETED:
 
     @pytest.mark.timeout(600)
     def test_the_kernels_are_right_in_tritons_interpreter() -> None:
-        done = subprocess.run(
-            [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-x", __file__],
-            env={**os.environ, "TRITON_INTERPRET": "1"},
-            cwd=Path(__file__).parents[2],
-            capture_output=True,
-            text=True,
-            timeout=580,
-        )
-        assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
+        run_interpreted(__file__)
 
 
 else:
@@ -67,19 +55,9 @@ else:
         torch.set_num_threads(before)
 
     @pytest.fixture(autouse=True, scope="module")
-    def quick_calls() -> Iterator[None]:
-        """The interpreter prepares triton.language anew for every call of a device function: once will do."""
-        plain, prepared = interpreter.InterpretedFunction.__call__, set()
-
-        def call(self: Any, *args: Any, **named: Any) -> Any:
-            if self.fn.__module__ in prepared:
-                return self.rewrite()(*args, **named)
-            prepared.add(self.fn.__module__)
-            return plain(self, *args, **named)
-
-        interpreter.InterpretedFunction.__call__ = call
-        yield
-        interpreter.InterpretedFunction.__call__ = plain
+    def in_less_time() -> Iterator[None]:
+        with quick_calls():
+            yield
 
     @pytest.fixture
     def bfloat16_dot(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,13 +34,29 @@ class Compiled:
     ptx: str
 
 
+class NoDriver:
+    """As much of a driver as the way to a compilation asks for."""
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", 90, 32)
+
+
 def cross_compile(launch: Launch, capability: int, dtype: str = "bf16") -> Compiled:
-    """`launch` as it would be compiled for activations of `dtype` on a GPU of this capability."""
+    """`launch` as it would be compiled on a GPU of this capability, for activations of `dtype`.
+
+    `dtype` is that of all pointers but indices. Numbers that are no constants are of 32 bits.
+    """
     kernel = launch.kernel
     names = [name for name in kernel.arg_names if name.endswith("_ptr")]
     signature = {name: "*i64" if name in _INDICES else f"*{dtype}" for name in names}
     signature |= dict.fromkeys(launch.constants, "constexpr")
-    signature = {name: signature[name] for name in kernel.arg_names}
+    signature = {name: signature.get(name, "i32") for name in kernel.arg_names}
     aligned = {
         (number,): [["tt.divisibility", 16]]
         for number, name in enumerate(kernel.arg_names)
