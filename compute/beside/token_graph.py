@@ -16,12 +16,13 @@ from operator import is_
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel, StaticCache
 from transformers.utils import ModelOutput
 
 from compute.beside.token_call import AnswerForm, Call, Path, arguments, tensors_of
 from compute.beside.token_recorder import Recorder, Recording
+from compute.beside.token_strays import Stray
 from compute.undivided import Undivided
 
 _log = logging.getLogger("sidestage")
@@ -58,23 +59,10 @@ class _Recorded:
     signature: Hashable
     cache: weakref.ref[StaticCache]
     state: list[Tensor]
-    strays: list["_Stray"]
+    strays: list[Stray]
     inputs: dict[Path, Tensor]
     form: AnswerForm
     recording: Recording[dict[str, Tensor]]
-
-
-@dataclass(frozen=True, slots=True)
-class _Stray:
-    """A tensor that a module keeps outside its parameters and buffers, as some do between forwards."""
-
-    module: weakref.ref[nn.Module]
-    name: str
-    tensor: Tensor
-
-    def is_there(self) -> bool:
-        module = self.module()
-        return module is not None and vars(module).get(self.name) is self.tensor
 
 
 class TokenGraphs:
@@ -151,7 +139,7 @@ class TokenGraphs:
 
     def _find(self, call: Call) -> _Recorded | None:
         """The recording for this call, the latest used last; one that is good for nothing any more goes."""
-        for recorded in self._recorded:
+        for recorded in list(self._recorded):
             if recorded.cache() is call.cache and recorded.signature == call.signature:
                 break
         else:
@@ -185,20 +173,24 @@ class TokenGraphs:
         with torch.inference_mode(False):
             inputs = {path: tensor.detach().clone() for path, tensor in call.tensors.items()}
         constants, cache = call.constants, weakref.ref(call.cache, self._forget)
-        strays = _strays(model)
+        strays = Stray.all_of(model)
         del self._recorded[: max(len(self._recorded) + 1 - self._max_recordings, 0)]
 
         def work() -> dict[str, Tensor]:
             return tensors_of(method(**arguments(inputs, constants, cache())))
 
+        reason = ""
         try:
             with self._runner.recording():
                 recording = self._recorder.record(work)
         except RuntimeError as error:
-            self._give_up(str(error))
-            return None
-        if moved := [stray.name for stray in strays if not stray.is_there()]:
-            self._give_up(f"the model keeps a tensor ({moved[0]}) from one token to the next")
+            reason = str(error) or type(error).__name__
+        finally:
+            replaced = [stray.name for stray in strays if stray.put_back()]
+        if replaced and not reason:
+            reason = f"the model keeps a tensor ({replaced[0]}) from one token to the next"
+        if reason:
+            self._give_up(reason)
             return None
         recorded = _Recorded(call.signature, cache, call.state, strays, inputs, form, recording)
         self._recorded.append(recorded)
@@ -220,8 +212,9 @@ class TokenGraphs:
 
     def _forget(self, cache: weakref.ref[StaticCache]) -> None:
         """`cache` is no more. Called by whoever lets go of it last, in any thread."""
-        for recorded in [recorded for recorded in self._recorded if recorded.cache is cache]:
-            self._recorded.remove(recorded)
+        for recorded in list(self._recorded):
+            if recorded.cache is cache:
+                self._recorded.remove(recorded)
 
     def _give_up(self, reason: str) -> None:
         self.close()
@@ -231,12 +224,3 @@ class TokenGraphs:
         )
         self.notices.append(notice)
         _log.warning("%s", notice)
-
-
-def _strays(model: nn.Module) -> list[_Stray]:
-    return [
-        _Stray(weakref.ref(module), name, value)
-        for module in model.modules()
-        for name, value in vars(module).items()
-        if isinstance(value, Tensor)
-    ]

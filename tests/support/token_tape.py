@@ -107,7 +107,9 @@ class TapeRecording:
     ops: list[_Op]
     results: Results
 
+    @torch.inference_mode()
     def replay(self) -> Results:
+        """A device knows no inference mode: here it allows to write to whatever was recorded."""
         self.tape.num_replayed += 1
         self.tape.spoil_others(self.results)
         now: dict[int, Tensor] = {}

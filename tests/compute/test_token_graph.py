@@ -1,0 +1,549 @@
+"""Recorded tokens: the same as launched ones, over architectures, caches and ways to call."""
+
+import gc
+import inspect
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from support.tiny_models import random_model, tiny_config
+from support.tiny_stores import make_tiny_store, prompt
+from support.token_tape import Rerun, Tape
+from transformers import DynamicCache, StaticCache
+
+from compute import offload
+from compute.beside.static_generation import prepare
+from compute.beside.token_call import Call
+from compute.beside.token_graph import TokenGraphs
+from compute.passes import Passes
+
+STATIC = ("mixtral", "olmoe", "qwen2_moe", "qwen3_moe", "deepseek_v2", "deepseek_v3", "granitemoe")
+NUM_NEW = 8
+#: A new kind of call is run as ever once, and rehearsed once.
+NUM_FIRST = 2
+GREEDY = {"do_sample": False, "repetition_penalty": 1.0}
+SAMPLED = {"do_sample": True, "temperature": 1.0, "top_k": 40}
+
+Model = transformers.PreTrainedModel
+
+
+@dataclass
+class FakeRunner:
+    """Notes what it is told."""
+
+    told: list[str | int] = field(default_factory=list)
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        self.told.append("recording")
+        try:
+            yield
+        finally:
+            self.told.append("recorded")
+
+    def replayed(self, num_tokens: int) -> None:
+        self.told.append(num_tokens)
+
+
+@dataclass
+class Playing:
+    model: Model
+    graphs: TokenGraphs
+    recorder: Any
+    runner: FakeRunner
+
+
+@contextmanager
+def recorded(model: Model, recorder: Any = None, **settings: Any) -> Iterator[Playing]:
+    """`model` with its tokens recorded, for the length of the block."""
+    recorder, runner = recorder or Tape(), FakeRunner()
+    graphs = TokenGraphs(recorder, runner, **settings)
+    graphs.take_over(model)
+    end = prepare(model)
+    try:
+        yield Playing(model, graphs, recorder, runner)
+    finally:
+        end()
+        graphs.close()
+        model.__dict__.pop("forward", None)
+        model.__dict__.pop("generate", None)
+
+
+def tiny(arch: str) -> Model:
+    model = random_model(tiny_config(arch))
+    model.set_experts_implementation("batched_mm")
+    return model
+
+
+@pytest.fixture(scope="module")
+def olmoe() -> Model:
+    return tiny("olmoe")
+
+
+def padded() -> dict[str, torch.Tensor]:
+    """Three prompts of different lengths, padded on the left."""
+    ids, mask = prompt(batch=3), torch.ones(3, 9, dtype=torch.int64)
+    ids[0, :4] = mask[0, :4] = 0
+    ids[2, :1] = mask[2, :1] = 0
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def generate(model: Model, given: Any, **settings: Any) -> Any:
+    """Tokens, logits and the cache of NUM_NEW new tokens."""
+    torch.manual_seed(11)
+    settings = {**GREEDY, "max_new_tokens": NUM_NEW, "eos_token_id": None, "pad_token_id": 0, **settings}
+    given = given if isinstance(given, dict) else {"input_ids": given}
+    return model.generate(**given, **settings, return_dict_in_generate=True, output_logits=True)
+
+
+def launched(model: Model, given: Any, **settings: Any) -> Any:
+    """The same without recordings, under a static cache."""
+    assert "forward" not in vars(model), "nobody has taken over the forward"
+    if "past_key_values" not in settings:
+        settings = {"cache_implementation": "static", **settings}
+    return generate(model, given, disable_compile=True, **settings)
+
+
+def all_equal(found: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) -> bool:
+    """Bit for bit."""
+    return len(found) == len(expected) and all(map(torch.equal, found, expected))
+
+
+def assert_same(output: Any, expected: Any) -> None:
+    assert output.sequences.tolist() == expected.sequences.tolist()
+    assert all_equal(output.logits, expected.logits)
+
+
+def own_loop(model: Model, cache: Any, num_new: int = NUM_NEW, **kwargs: Any) -> list[torch.Tensor]:
+    """Logits of greedy steps as a caller may write them, kept as they were answered."""
+    kept = []
+    with torch.no_grad():
+        answer = model(prompt(batch=2), past_key_values=cache, **kwargs)
+        for _ in range(num_new):
+            kept.append(answer.logits)
+            answer = model(answer.logits[:, -1:].argmax(-1), past_key_values=cache, **kwargs)
+    return [*kept, answer.logits]
+
+
+def static_cache(model: Model, max_cache_len: int = 48) -> StaticCache:
+    return StaticCache(config=model.config, max_cache_len=max_cache_len)
+
+
+# --- the same tokens --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arch", STATIC)
+def test_recorded_tokens_are_launched_tokens(arch: str) -> None:
+    model = tiny(arch)
+    calls = [(prompt(batch=1), GREEDY), (prompt(batch=1), SAMPLED), (padded(), GREEDY), (padded(), SAMPLED)]
+    expected = [launched(model, given, **way) for given, way in calls]
+    with recorded(model) as playing:
+        for (given, way), launched_before in zip(calls, expected, strict=True):
+            assert_same(generate(model, given, **way), launched_before)
+    num_steps = NUM_NEW - 1
+    assert playing.recorder.num_replayed == len(calls) * num_steps - 2 * NUM_FIRST
+    assert playing.graphs.notices == []
+
+
+def test_the_shipped_model_gives_its_tokens(shipped_model: Path) -> None:
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        shipped_model, dtype="auto", experts_implementation="batched_mm"
+    )
+    ids = torch.tensor([[5, 17, 99, 3, 42, 7, 60, 12, 90, 41]])
+    expected = launched(model, ids, max_new_tokens=24)
+    with recorded(model) as playing:
+        assert_same(generate(model, ids, max_new_tokens=24), expected)
+    assert playing.recorder.num_replayed == 23 - NUM_FIRST
+
+
+def test_the_next_generate_is_recorded_from_its_first_step_on(olmoe: Model) -> None:
+    others = prompt(batch=1).flip(1)
+    expected = launched(olmoe, prompt(batch=1)), launched(olmoe, others)
+    with recorded(olmoe) as playing:
+        assert_same(generate(olmoe, prompt(batch=1)), expected[0])
+        before = playing.recorder.num_replayed
+        assert_same(generate(olmoe, others), expected[1])
+        assert playing.recorder.num_replayed - before == NUM_NEW - 1
+        assert playing.recorder.num_recorded == playing.graphs.num_recorded == 2
+
+
+def test_a_conversation_goes_on_in_the_callers_cache_and_its_recording(olmoe: Model) -> None:
+    first, more = prompt(batch=1), prompt(batch=1, length=4).flip(1)
+
+    def converse() -> list[Any]:
+        cache = static_cache(olmoe)
+        said = generate(olmoe, first, past_key_values=cache, disable_compile=True)
+        told = torch.cat([said.sequences, more], dim=1)
+        return [said, generate(olmoe, told, past_key_values=cache, disable_compile=True)]
+
+    expected = converse()
+    with recorded(olmoe) as playing:
+        for output, launched_before in zip(converse(), expected, strict=True):
+            assert_same(output, launched_before)
+        assert playing.recorder.num_recorded == 1
+        assert playing.recorder.num_replayed == 2 * (NUM_NEW - 1) - NUM_FIRST
+
+
+def test_a_prompt_of_a_single_token(olmoe: Model) -> None:
+    token = prompt(batch=1, length=1)
+    expected = launched(olmoe, token)
+    with recorded(olmoe) as playing:
+        assert_same(generate(olmoe, token), expected)
+        cache = static_cache(olmoe)
+        generate(olmoe, prompt(batch=1), past_key_values=cache)
+        cache.reset()
+        output = generate(olmoe, token, past_key_values=cache)
+        assert output.sequences.tolist() == expected.sequences.tolist(), "a cache that was reset is empty"
+        assert playing.graphs.num_recorded == 2
+
+
+def test_a_callers_own_loop_and_logits_that_were_answered_stay_as_they_were(olmoe: Model) -> None:
+    expected = own_loop(olmoe, static_cache(olmoe))
+    with recorded(olmoe) as playing:
+        kept = own_loop(olmoe, static_cache(olmoe))
+        assert all_equal(kept, expected)
+        assert playing.recorder.num_replayed == NUM_NEW - NUM_FIRST
+
+
+def test_embeddings_instead_of_ids(olmoe: Model) -> None:
+    def loop() -> list[torch.Tensor]:
+        cache, embed = static_cache(olmoe), olmoe.get_input_embeddings()
+        ids = prompt(batch=2)
+        with torch.no_grad():
+            olmoe(inputs_embeds=embed(ids), past_key_values=cache)
+            steps = [olmoe(inputs_embeds=embed(ids[:, i : i + 1]), past_key_values=cache) for i in range(5)]
+        return [step.logits for step in steps]
+
+    expected = loop()
+    with recorded(olmoe) as playing:
+        assert all_equal(loop(), expected)
+        assert playing.recorder.num_replayed == 5 - NUM_FIRST
+
+
+def test_inference_mode_and_no_grad_share_a_recording(olmoe: Model) -> None:
+    with recorded(olmoe) as playing:
+        cache = static_cache(olmoe)
+        token = prompt(batch=1, length=1)
+        with torch.no_grad():
+            olmoe(prompt(batch=1), past_key_values=cache)
+        for number in range(6):
+            with torch.inference_mode(number % 2 == 0), torch.no_grad():
+                assert olmoe(token, past_key_values=cache).logits.isfinite().all()
+        assert playing.recorder.num_recorded == 1
+
+
+def test_the_answer_is_the_models_own_with_the_callers_cache(olmoe: Model) -> None:
+    cache, token = static_cache(olmoe), prompt(batch=1, length=1)
+    with recorded(olmoe) as playing, torch.no_grad():
+        answers = [olmoe(token, past_key_values=cache) for _ in range(5)]
+        assert playing.recorder.num_replayed > 0
+        assert {type(answer) for answer in answers} == {type(answers[0])}
+        assert all(list(answer) == ["logits", "past_key_values"] for answer in answers)
+        assert answers[-1].past_key_values is cache
+        assert int(cache.get_seq_length()) == 5
+
+
+def test_an_offloaded_model_gives_its_tokens(tmp_path: Path) -> None:
+    _, store = make_tiny_store("olmoe", tmp_path)
+    with offload(store, slots=4) as offloaded:
+        expected = launched_through(offloaded.model)
+        rerun, runner = Rerun(), FakeRunner()
+        graphs = TokenGraphs(rerun, runner, offloaded.stage.undivided)
+        graphs.take_over(offloaded.model)
+        assert launched_through(offloaded.model) == expected
+        assert rerun.num_replayed == NUM_NEW - 1 - NUM_FIRST
+        graphs.close()
+
+
+def launched_through(model: Model) -> list[list[int]]:
+    ids: list[list[int]] = generate(model, prompt(), cache_implementation="static").sequences.tolist()
+    return ids
+
+
+# --- what is not recorded ---------------------------------------------------------------------
+
+
+def with_hidden_states(model: Model) -> list[torch.Tensor]:
+    return own_loop(model, static_cache(model), output_hidden_states=True)
+
+
+def as_tuples(model: Model) -> list[torch.Tensor]:
+    cache, ids = static_cache(model), prompt(batch=1)
+    with torch.no_grad():
+        return [model(ids[:, :1], past_key_values=cache, return_dict=False)[0] for _ in range(6)]
+
+
+def with_a_gradient(model: Model) -> list[torch.Tensor]:
+    cache, ids = static_cache(model), prompt(batch=1)
+    steps = []
+    for _ in range(5):
+        steps.append(model(ids[:, :1], past_key_values=cache).logits.detach())
+        cache.layers[0].keys.detach_(), cache.layers[1].keys.detach_()
+        cache.layers[0].values.detach_(), cache.layers[1].values.detach_()
+    return steps
+
+
+def two_at_once(model: Model) -> list[torch.Tensor]:
+    cache, ids = static_cache(model), prompt(batch=1)
+    with torch.no_grad():
+        return [model(ids[:, :2], past_key_values=cache).logits for _ in range(6)]
+
+
+def nine_sequences(model: Model) -> list[torch.Tensor]:
+    cache, ids = static_cache(model), prompt(batch=9)
+    with torch.no_grad():
+        return [model(ids[:, :1], past_key_values=cache).logits for _ in range(6)]
+
+
+def a_growing_cache(model: Model) -> list[torch.Tensor]:
+    return own_loop(model, DynamicCache(config=model.config))
+
+
+def a_growing_mask(model: Model) -> list[torch.Tensor]:
+    """Two dimensions: another shape with every token."""
+    cache, ids = static_cache(model), prompt(batch=1)
+    with torch.no_grad():
+        return [
+            model(
+                ids[:, i : i + 1],
+                past_key_values=cache,
+                attention_mask=torch.ones(1, i + 1, dtype=torch.int64),
+            ).logits
+            for i in range(6)
+        ]
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        with_hidden_states,
+        as_tuples,
+        with_a_gradient,
+        two_at_once,
+        nine_sequences,
+        a_growing_cache,
+        a_growing_mask,
+    ],
+)
+def test_what_cannot_be_recorded_runs_as_before(
+    olmoe: Model, steps: Callable[[Model], list[torch.Tensor]]
+) -> None:
+    expected = steps(olmoe)
+    with recorded(olmoe) as playing:
+        assert all_equal(steps(olmoe), expected)
+        assert playing.recorder.num_recorded == 0
+        assert playing.runner.told == []
+        assert playing.graphs.notices == []
+
+
+def test_under_autocast_nothing_is_recorded(olmoe: Model) -> None:
+    """It keeps weights that it has cast, for as long as it lasts."""
+    cache, device = static_cache(olmoe), torch.device("cpu")
+    given = {"input_ids": prompt(batch=2, length=1), "past_key_values": cache}
+    with torch.no_grad():
+        olmoe(**given)
+        assert Call.of([], [], given, device, False)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert Call.of([], [], given, device, False) is None
+
+
+def test_a_sliding_window_counts_in_python_and_is_not_recorded() -> None:
+    model = tiny("gpt_oss")
+    expected = own_loop(model, static_cache(model))
+    with recorded(model) as playing:
+        assert all_equal(own_loop(model, static_cache(model)), expected)
+        assert playing.recorder.num_recorded == 0
+        cache = generate(model, prompt(batch=1)).past_key_values
+        assert isinstance(cache, DynamicCache), "generate is left with its own cache"
+
+
+def test_a_cache_whose_tensors_are_replaced_is_recorded_once_at_most(olmoe: Model) -> None:
+    beams = {"num_beams": 2, "cache_implementation": "static", "disable_compile": True}
+    expected = [generate(olmoe, prompt(batch=1), **beams).sequences.tolist() for _ in range(2)]
+    with recorded(olmoe) as playing:
+        found = [generate(olmoe, prompt(batch=1), **beams).sequences.tolist() for _ in range(2)]
+        assert found == expected
+        assert playing.recorder.num_recorded <= 2, "one for each cache"
+        assert playing.graphs.num_held == 0
+
+
+# --- a capture that fails ---------------------------------------------------------------------
+
+
+def test_a_model_that_waits_for_the_device_is_launched_and_says_so_once(caplog: Any) -> None:
+    model = random_model(tiny_config("olmoe"))
+    model.set_experts_implementation("eager")  # asks which experts were hit
+    expected = launched(model, prompt(batch=1))
+    with recorded(model) as playing:
+        for _ in range(2):
+            assert_same(generate(model, prompt(batch=1)), expected)
+    assert playing.recorder.num_recorded == 0
+    (notice,) = playing.graphs.notices
+    assert notice.startswith(
+        "no CUDA graph is made of a token's forward, its kernels are launched one by one: "
+    )
+    assert "the model waits for" in notice
+    assert [record.message for record in caplog.records if record.name == "sidestage"].count(notice) == 1
+
+
+class Refusing(Tape):
+    """Runs the work half, and fails."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__()
+        self.error: BaseException | None = error
+
+    def record(self, work: Callable[[], dict[str, torch.Tensor]]) -> Any:
+        if self.error:
+            error, self.error = self.error, None
+            raise error
+        return super().record(work)
+
+
+def test_a_failed_capture_falls_back_and_leaves_nothing_half_recorded(olmoe: Model) -> None:
+    expected = launched(olmoe, prompt(batch=1))
+    with recorded(olmoe, Refusing(RuntimeError("operation not permitted\nby CUDA"))) as playing:
+        for _ in range(2):
+            assert_same(generate(olmoe, prompt(batch=1)), expected)
+        assert playing.recorder.num_recorded == 0
+        assert playing.graphs.num_held == 0
+        assert playing.runner.told == ["recording", "recorded"]
+        (notice,) = playing.graphs.notices
+        assert notice.endswith("one by one: operation not permitted")
+
+
+def test_ctrl_c_during_a_capture_goes_through_and_the_next_one_is_made(olmoe: Model) -> None:
+    expected = launched(olmoe, prompt(batch=1))
+    with recorded(olmoe, Refusing(KeyboardInterrupt())) as playing:
+        with pytest.raises(KeyboardInterrupt):
+            generate(olmoe, prompt(batch=1))
+        assert_same(generate(olmoe, prompt(batch=1)), expected)
+        assert playing.recorder.num_recorded == 1
+        assert playing.graphs.notices == []
+
+
+class Keeping(torch.nn.Module):
+    """A part of a model with a tensor of its own, which a prompt, or every forward, replaces."""
+
+    def __init__(self, inner: torch.nn.Module, every_time: bool) -> None:
+        super().__init__()
+        self.inner = inner
+        self.every_time = every_time
+        self.kept = torch.zeros(())
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        if self.every_time:
+            self.kept = self.kept + 1
+        elif hidden.shape[1] > 1:
+            self.kept = hidden.mean()
+        return self.inner(hidden) + self.kept
+
+
+@pytest.mark.parametrize("every_time", [False, True])
+def test_a_tensor_that_the_model_replaces_is_not_the_recorded_one(every_time: bool) -> None:
+    model = tiny("olmoe")
+    keeping = Keeping(model.model.norm, every_time)
+    model.model.norm = keeping
+
+    def twice() -> list[torch.Tensor]:
+        cache = static_cache(model)
+        keeping.kept = torch.zeros(())
+        first = own_loop(model, cache)
+        cache.reset()
+        return first + own_loop(model, cache)
+
+    expected = twice()
+    with recorded(model) as playing:
+        assert all_equal(twice(), expected)
+        assert playing.recorder.num_recorded == (1 if every_time else 2)
+        assert ("keeps a tensor (kept)" in "".join(playing.graphs.notices)) == every_time
+
+
+# --- how long a recording lives ---------------------------------------------------------------
+
+
+def test_a_recording_goes_with_its_cache(olmoe: Model) -> None:
+    with recorded(olmoe) as playing:
+        output = generate(olmoe, prompt(batch=1))
+        keys = weakref.ref(output.past_key_values.layers[0].keys)
+        assert playing.graphs.num_held == 1
+        del output
+        assert playing.graphs.num_held == 0
+        assert keys() is None, "its memory too"
+
+
+def test_recordings_are_bounded_and_the_one_that_was_not_used_goes(olmoe: Model) -> None:
+    token = prompt(batch=1, length=1)
+    with recorded(olmoe, max_recordings=2) as playing, torch.no_grad():
+
+        def begun() -> StaticCache:
+            cache = static_cache(olmoe)
+            for _ in range(4):
+                olmoe(token, past_key_values=cache)
+            return cache
+
+        first, second = begun(), begun()
+        olmoe(token, past_key_values=first)
+        third = begun()
+        assert (playing.graphs.num_held, playing.recorder.num_recorded) == (2, 3)
+        olmoe(token, past_key_values=first)
+        olmoe(token, past_key_values=third)
+        assert playing.recorder.num_recorded == 3
+        olmoe(token, past_key_values=second)
+        assert (playing.graphs.num_held, playing.recorder.num_recorded) == (2, 4)
+
+
+def test_closing_drops_every_recording(olmoe: Model) -> None:
+    with recorded(olmoe) as playing:
+        output = generate(olmoe, prompt(batch=1))
+        playing.graphs.close()
+        assert playing.graphs.num_held == 0
+        before = playing.recorder.num_replayed
+        assert generate(olmoe, prompt(batch=1)).sequences.tolist() == output.sequences.tolist()
+        assert playing.recorder.num_replayed == before
+
+
+def test_the_recordings_keep_no_model_alive() -> None:
+    model = tiny("olmoe")
+    graphs = TokenGraphs(Tape(), FakeRunner())
+    graphs.take_over(model)
+    end = prepare(model)
+    output = generate(model, prompt(batch=1))
+    assert graphs.num_held == 1
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None
+    assert graphs.num_held == 1 and output is not None
+    end()
+
+
+# --- beside the others ------------------------------------------------------------------------
+
+
+def test_the_runner_is_told_of_every_recording_and_every_replay(olmoe: Model) -> None:
+    with recorded(olmoe) as playing:
+        generate(olmoe, padded())
+        num_replays = NUM_NEW - 1 - NUM_FIRST
+        assert playing.runner.told == ["recording", "recorded", *[3] * num_replays]
+
+
+def test_passes_are_announced_whether_recorded_or_not(olmoe: Model) -> None:
+    begun: list[tuple[int, bool]] = []
+    with recorded(olmoe) as playing:
+        Passes(lambda num_tokens, is_new: begun.append((num_tokens, is_new))).guard(olmoe)
+        generate(olmoe, prompt(batch=1))
+        assert playing.recorder.num_replayed > 0
+    assert begun == [(9, True), *[(1, False)] * (NUM_NEW - 1)]
+
+
+def test_a_forward_that_is_recorded_looks_like_itself(olmoe: Model) -> None:
+    before = list(inspect.signature(olmoe.forward).parameters)
+    with recorded(olmoe):
+        assert list(inspect.signature(olmoe.forward).parameters) == before
