@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import torch
 import transformers
 from support.tiny_models import random_model, tiny_config
 from support.tiny_stores import prompt
