@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from support.cli import Answer, call, running
+from support.cli import Answer, assert_refused, call, running
 
 from compute.policies import KNOWN
 from compute.replay import Scope, replay
@@ -58,14 +58,6 @@ def results(capsys: Capture, *arguments: str | Path) -> list[dict[str, object]]:
     assert answer.code == 0, answer
     told: list[dict[str, object]] = answer.json["results"]
     return told
-
-
-def assert_refused(answer: Answer, *words: str) -> None:
-    assert answer.code == 1, answer
-    last = answer.err.strip().splitlines()[-1]
-    assert last.startswith("sidestage: ") and "Traceback" not in answer.err, answer.err
-    for word in words:
-        assert word in last
 
 
 # --- figures ---------------------------------------------------------------------------------

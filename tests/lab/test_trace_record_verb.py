@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.cli import Answer, call
+from support.cli import assert_refused, call
 from support.tiny_stores import make_tiny_store
 
 from compute.trace_file import read
@@ -12,14 +12,6 @@ from compute.trace_file import read
 Capture = pytest.CaptureFixture[str]
 
 COMMON = ("--temperature", "0", "--max-new-tokens", "6", "--threads", "1", "--slots", "24")
-
-
-def assert_refused(answer: Answer, *words: str) -> None:
-    assert answer.code == 1, answer
-    last = answer.err.strip().splitlines()[-1]
-    assert last.startswith("sidestage: ") and "Traceback" not in answer.err, answer.err
-    for word in words:
-        assert word in last
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-from support.cli import Answer, call
+from support.cli import assert_refused, call
 
 Capture = pytest.CaptureFixture[str]
 
@@ -24,30 +24,22 @@ def _write(folder: Path, text: str, name: str = "sidestage.toml") -> Path:
     return folder / name
 
 
-def _refusal(answer: Answer) -> str:
-    assert answer.code == 1, answer
-    assert answer.out == ""
-    last = answer.err.strip().splitlines()[-1]
-    assert last.startswith("sidestage: ")
-    return last
-
-
 def test_a_flag_stands_over_the_environment_and_that_over_the_file(
     capsys: Capture, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _write(folder, "seconds = -1")
-    assert "--seconds -1:" in _refusal(call(capsys, "stress"))
+    assert "--seconds -1:" in assert_refused(call(capsys, "stress"))
     monkeypatch.setenv("SIDESTAGE_SECONDS", "-2")
-    assert "--seconds -2:" in _refusal(call(capsys, "stress"))
-    assert "--seconds -3:" in _refusal(call(capsys, "stress", "--seconds", "-3"))
+    assert "--seconds -2:" in assert_refused(call(capsys, "stress"))
+    assert "--seconds -3:" in assert_refused(call(capsys, "stress", "--seconds", "-3"))
 
 
 def test_a_complaint_says_where_the_setting_came_from_unless_it_was_a_flag(
     capsys: Capture, folder: Path
 ) -> None:
     _write(folder, "[stress]\nclients = 0")
-    assert _refusal(call(capsys, "stress")).endswith("(--clients comes from sidestage.toml [stress])")
-    assert "comes from" not in _refusal(call(capsys, "stress", "--clients", "99"))
+    assert assert_refused(call(capsys, "stress")).endswith("(--clients comes from sidestage.toml [stress])")
+    assert "comes from" not in assert_refused(call(capsys, "stress", "--clients", "99"))
 
 
 def test_what_was_not_passed_as_a_flag_is_said_before_the_work(capsys: Capture, folder: Path) -> None:
@@ -68,7 +60,7 @@ def test_a_commands_own_table_stands_over_what_all_commands_share(capsys: Captur
 @pytest.mark.parametrize("command", ["run", "bench", "trace record"])
 def test_the_model_may_be_said_in_the_file(capsys: Capture, folder: Path, command: str) -> None:
     _write(folder, 'model = "no/such/model/here"\n[trace.record]\nout = "t.npz"\ntext = "sidestage.toml"')
-    assert "no/such/model/here" in _refusal(call(capsys, *command.split()))
+    assert "no/such/model/here" in assert_refused(call(capsys, *command.split()))
 
 
 def test_another_file_may_be_named_before_or_by_the_environment(
@@ -77,13 +69,13 @@ def test_another_file_may_be_named_before_or_by_the_environment(
     _write(folder, "clients = 0")
     _write(folder, "clients = -1", "other.toml")
     _write(folder, "clients = -2", "third.toml")
-    assert "--clients -1" in _refusal(call(capsys, "stress", "--config", "other.toml"))
+    assert "--clients -1" in assert_refused(call(capsys, "stress", "--config", "other.toml"))
     monkeypatch.setenv("SIDESTAGE_CONFIG", "third.toml")
-    assert "--clients -2" in _refusal(call(capsys, "stress"))
+    assert "--clients -2" in assert_refused(call(capsys, "stress"))
 
 
 def test_a_file_that_is_not_there_is_named(capsys: Capture) -> None:
-    assert "--config names no.toml" in _refusal(call(capsys, "stress", "--config", "no.toml"))
+    assert "--config names no.toml" in assert_refused(call(capsys, "stress", "--config", "no.toml"))
 
 
 @pytest.mark.parametrize(
@@ -103,19 +95,21 @@ def test_a_file_that_is_not_there_is_named(capsys: Capture) -> None:
 )
 def test_a_slip_in_the_file_is_an_error(capsys: Capture, folder: Path, text: str, sentence: str) -> None:
     _write(folder, text)
-    refusal = _refusal(call(capsys, "doctor"))
+    refusal = assert_refused(call(capsys, "doctor"))
     assert "sidestage.toml" in refusal
     assert sentence in refusal
 
 
 def test_a_variable_that_is_no_setting_is_an_error(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SIDESTAGE_SLOT", "3")
-    assert "SIDESTAGE_SLOT is no setting: did you mean SIDESTAGE_SLOTS?" in _refusal(call(capsys, "doctor"))
+    assert "SIDESTAGE_SLOT is no setting: did you mean SIDESTAGE_SLOTS?" in assert_refused(
+        call(capsys, "doctor")
+    )
 
 
 def test_a_variable_of_the_wrong_type_is_an_error(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SIDESTAGE_SLOTS", "many")
-    assert "SIDESTAGE_SLOTS: slots for sidestage run" in _refusal(call(capsys, "doctor"))
+    assert "SIDESTAGE_SLOTS: slots for sidestage run" in assert_refused(call(capsys, "doctor"))
 
 
 def test_help_is_had_in_spite_of_a_broken_file(capsys: Capture, folder: Path) -> None:
@@ -140,7 +134,7 @@ def test_config_of_one_command_shows_its_settings_alone(capsys: Capture) -> None
     answer = call(capsys, "config", "doctor", "--json", "-")
     assert answer.json["file"] is None
     assert list(answer.json["commands"]) == ["doctor"]
-    assert "did you mean doctor?" in _refusal(call(capsys, "config", "docter"))
+    assert "did you mean doctor?" in assert_refused(call(capsys, "config", "docter"))
 
 
 def test_a_flag_alone_can_be_switched_on_by_the_environment(

@@ -53,6 +53,17 @@ def call(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> Answer:
     return Answer(code if isinstance(code, int) else 0, captured.out, captured.err)
 
 
+def assert_refused(answer: Answer, *words: str, code: int = 1) -> str:
+    """Nothing on stdout, and one sentence with `words` in it at the end of stderr; the sentence."""
+    assert (answer.code, answer.out) == (code, ""), answer
+    assert "Traceback" not in answer.err, answer.err
+    sentence = answer.err.strip().splitlines()[-1]
+    assert sentence.startswith("sidestage: "), answer.err
+    for word in words:
+        assert word in sentence, f"no {word!r} in {sentence!r}"
+    return sentence
+
+
 def run(*arguments: str | Path, timeout_s: float = 240.0) -> Answer:
     """`sidestage ARGUMENTS` as a process of its own, to its end."""
     ended = subprocess.run(
