@@ -53,6 +53,27 @@ def nothing_is_left_behind() -> Iterator[None]:
     assert not left, f"left behind: {', '.join(sorted(left))}"
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """torch computes in one."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def socket_folder() -> Iterator[Path]:
+    """A folder as a loader makes it, for its sockets."""
+    from protocol.folder import create_folder, remove_folder
+
+    folder = create_folder()
+    yield folder
+    remove_folder(folder)
+
+
 @pytest.fixture(scope="session")
 def shipped_model() -> Path:
     """The folder of the shipped checkpoint."""

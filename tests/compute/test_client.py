@@ -20,7 +20,6 @@ from compute.ledger import Completion
 from compute.loader_process import OwnedLoader, start_loader
 from compute.patience import MAX_RESTARTS_IN_VAIN
 from protocol.errors import LoaderLostError, ProtocolError, RefusedError
-from protocol.folder import create_folder, remove_folder
 from protocol.manifest import Manifest
 from protocol.messages import Completions
 from protocol.timeline import Timeline
@@ -48,13 +47,6 @@ def loader(store: Path) -> Iterator[OwnedLoader]:
 def slow_loader(store: Path) -> Iterator[OwnedLoader]:
     with start_loader(store, num_frames=16, num_clients=4, threads=1, rate=SLOW, timeout_s=20) as loader:
         yield loader
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    folder = create_folder()
-    yield folder
-    remove_folder(folder)
 
 
 def collect(client: LoaderClient, count: int) -> list[Completion]:
@@ -393,16 +385,16 @@ def test_counters_can_be_asked_of_the_successor(loader: OwnedLoader) -> None:
 
 
 def test_frames_held_of_a_lost_arena_stay_readable_while_the_rest_is_asked_again(
-    store: Path, folder: Path
+    store: Path, socket_folder: Path
 ) -> None:
     """A loader that stood alone takes its arena with it; what we have mapped stays with us."""
-    with standalone_loader(store, folder, num_frames=8) as first:
-        client = LoaderClient(folder / "door", quota=8, timeout_s=20)
+    with standalone_loader(store, socket_folder, num_frames=8) as first:
+        client = LoaderClient(socket_folder / "door", quota=8, timeout_s=20)
         old = client.fetch(demand=wanted(0, 1, 2))
         held = {completion.ticket: completion for completion in collect(client, 3)}
         os.kill(first.pid, signal.SIGKILL)
         new = client.fetch(demand=wanted(3, 4, 5), released=old[2:])
-    with client, standalone_loader(store, folder, num_frames=8):
+    with client, standalone_loader(store, socket_folder, num_frames=8):
         held.update((completion.ticket, completion) for completion in collect(client, 3))
         for key, ticket in zip((0, 1, 3, 4, 5), [*old[:2], *new], strict=True):
             check_bytes(store, held[ticket], key)
@@ -412,22 +404,26 @@ def test_frames_held_of_a_lost_arena_stay_readable_while_the_rest_is_asked_again
         assert client.stats()["client_tickets"] == 8
 
 
-def test_a_successor_with_an_arena_of_another_size_is_refused(store: Path, folder: Path) -> None:
-    with standalone_loader(store, folder, num_frames=8) as first:
-        client = LoaderClient(folder / "door", quota=4, timeout_s=20)
+def test_a_successor_with_an_arena_of_another_size_is_refused(store: Path, socket_folder: Path) -> None:
+    with standalone_loader(store, socket_folder, num_frames=8) as first:
+        client = LoaderClient(socket_folder / "door", quota=4, timeout_s=20)
         os.kill(first.pid, signal.SIGKILL)
         client.fetch(demand=wanted(1))
-    with client, standalone_loader(store, folder, num_frames=12), pytest.raises(RefusedError, match="--ram"):
+    with (
+        client,
+        standalone_loader(store, socket_folder, num_frames=12),
+        pytest.raises(RefusedError, match="--ram"),
+    ):
         collect(client, 1)
 
 
-def test_a_successor_with_another_store_is_refused(store: Path, folder: Path, tmp_path: Path) -> None:
+def test_a_successor_with_another_store_is_refused(store: Path, socket_folder: Path, tmp_path: Path) -> None:
     make_store(tmp_path / "other", 4, 8, 2, stride_kib=BLOB_BYTES // 1024, seed=1)
-    with standalone_loader(store, folder, num_frames=8) as first:
-        client = LoaderClient(folder / "door", quota=4, timeout_s=20)
+    with standalone_loader(store, socket_folder, num_frames=8) as first:
+        client = LoaderClient(socket_folder / "door", quota=4, timeout_s=20)
         os.kill(first.pid, signal.SIGKILL)
         client.fetch(demand=wanted(1))
-    other = standalone_loader(tmp_path / "other", folder, num_frames=8)
+    other = standalone_loader(tmp_path / "other", socket_folder, num_frames=8)
     with client, other, pytest.raises(RefusedError, match="store"):
         collect(client, 1)
 
@@ -445,9 +441,9 @@ def test_a_quota_beyond_the_arena_is_refused(loader: OwnedLoader) -> None:
         LoaderClient(loader.endpoint, quota=17)
 
 
-def test_a_door_that_nobody_opens_is_an_error_within_the_timeout(folder: Path) -> None:
+def test_a_door_that_nobody_opens_is_an_error_within_the_timeout(socket_folder: Path) -> None:
     check_error_within(
-        3, lambda: LoaderClient(folder / "door", quota=4, timeout_s=0.5), "no loader answers .*TIMEOUT"
+        3, lambda: LoaderClient(socket_folder / "door", quota=4, timeout_s=0.5), "no loader answers .*TIMEOUT"
     )
 
 

@@ -147,17 +147,7 @@ def test_a_damaged_expert_is_an_error_for_a_demand_and_a_drop_for_a_prefetch(tmp
         start_loader(tmp_path / "store", num_frames=6) as loader,
         playing(loader, tmp_path / "store", num_slots=4) as play,
     ):
-        play.prefetch(2, 3)
-        play.wait_for_all()
-        assert (play.num_landed, play.num_dropped) == (1, 1)
-        (slot,) = play.demand(3)
-        with pytest.raises(StoreError, match="checksum"):
-            play.wait_for_all()
-        assert play.transport.poll().dropped == [slot]
-        del play.coming[slot]
-        play.demand(4)
-        play.wait_for_all()
-        play.check_everything_there()
+        play.meet_damage(3)
 
 
 def test_a_prefetch_that_fails_once_it_is_needed_is_an_error(tmp_path: Path) -> None:
@@ -268,11 +258,5 @@ def test_a_loader_killed_now_and_then_changes_nothing(store: Path) -> None:
         playing(loader, store, num_slots=5) as play,
         killed_now_and_then(loader),
     ):
-        until = time.monotonic() + 4
-        number = 0
-        while time.monotonic() < until:
-            number += 7
-            play.step([number, number * 3 + 3, number * 5 + 3, number + 4, number * 11])
-            play.wait_for_all()
-            play.check_everything_there()
+        play.play_for(4)
         assert play.client.num_restarts > 0

@@ -22,7 +22,7 @@ from compute.loader_process import OwnedLoader, start_loader
 from compute.transports.base import Order
 from compute.transports.emulated import EmulatedTransport
 from protocol.arena import F_GENERATION, Arena
-from protocol.errors import LoaderLostError, ProtocolError, StoreError
+from protocol.errors import LoaderLostError, ProtocolError
 from protocol.messages import Completions
 from protocol.timeline import Timeline
 
@@ -252,17 +252,7 @@ def test_a_damaged_expert_is_an_error_for_a_demand_and_a_drop_for_a_prefetch(tmp
         start_loader(tmp_path / "store", num_frames=6) as loader,
         playing(loader, tmp_path / "store") as play,
     ):
-        play.prefetch(2, 3)
-        play.wait_for_all()
-        assert (play.num_landed, play.num_dropped) == (1, 1)
-        (slot,) = play.demand(3)
-        with pytest.raises(StoreError, match="checksum"):
-            play.wait_for_all()
-        assert play.transport.poll().dropped == [slot]
-        del play.coming[slot]
-        play.demand(4)
-        play.wait_for_all()
-        play.check_everything_there()
+        play.meet_damage(3)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
@@ -409,11 +399,5 @@ def test_a_loader_killed_now_and_then_changes_nothing(store: Path) -> None:
         playing(loader, store, num_slots=5, rate=50_000_000) as play,
         killed_now_and_then(loader),
     ):
-        until = time.monotonic() + 5
-        number = 0
-        while time.monotonic() < until:
-            number += 7
-            play.step([number, number * 3 + 3, number * 5 + 3, number + 4, number * 11])
-            play.wait_for_all()
-            play.check_everything_there()
+        play.play_for(5)
         assert play.client.num_restarts > 0

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.stock_layers import stock_layers
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
@@ -25,11 +26,7 @@ def model(shipped_model: Path) -> PreTrainedModel:
 
 @pytest.fixture(scope="module")
 def layers(model: PreTrainedModel) -> list[MoeLayer]:
-    """As discovery finds them; the stock model has no probe to answer."""
-    return [
-        MoeLayer(index, f"layers.{index}", b.mlp.experts, b.mlp.gate, b.post_attention_layernorm, "")
-        for index, b in enumerate(model.model.layers)
-    ]
+    return stock_layers(model)
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 One compute process (this one), one loader per store, a client per cell of the matrix.
 """
 
-from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 
@@ -61,14 +60,6 @@ def run_cell(endpoint: str, store: Path, cell: Cell) -> tuple[Tokens, dict[str, 
     ) as offloaded:
         assert offloaded.tokenizer is not None
         return greedy(offloaded.model, offloaded.tokenizer), offloaded.report()
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def serve(store: Path) -> OwnedLoader:

@@ -4,12 +4,12 @@ import ctypes
 import itertools
 import mmap
 import os
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from support.layer_steps import blob_of, random
 from support.tiny_models import ARCHITECTURES, random_model, tiny_config
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
@@ -20,12 +20,13 @@ from compute.kernels import binding, build
 from compute.kernels.cpu import GROUPS, ISAS, CpuKernel
 from compute.kernels.measure import gated_experts, gated_layout, measure_kernel
 from compute.kernels.reference import ReferenceKernel
-from loader.anatomy import Anatomy, ExpertParameter
-from loader.quantize import plan_layout, write_blob
 from protocol.blob import BlobLayout
 
 HAS_LIBRARY = not isinstance(binding.library(), str)
-pytestmark = pytest.mark.skipif(not HAS_LIBRARY, reason="cpu.c is not compiled here")
+pytestmark = [
+    pytest.mark.skipif(not HAS_LIBRARY, reason="cpu.c is not compiled here"),
+    pytest.mark.usefixtures("one_thread"),
+]
 
 #: The relative error of an expert's output that a variant may have against float32.
 TOLERANCE = {"int16": 2e-4, "fp32": 3e-6}
@@ -34,30 +35,6 @@ MACHINE_ISAS = [
     for n, isa in enumerate(ISAS)
     if HAS_LIBRARY and binding.library().sidestage_has_isa(n)  # type: ignore[union-attr]
 ]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def blob_of(
-    tensors: dict[str, Tensor], bits: str, group: int = 64, is_transposed: bool = False
-) -> tuple[BlobLayout, Tensor]:
-    """One expert's tensors, matrices before biases, plainly rounded."""
-    parameters = tuple(ExpertParameter(name, tuple(tensor.shape)) for name, tensor in tensors.items())
-    anatomy = Anatomy(Any, "", "", "", ("experts",), parameters, 1, 1, is_transposed)  # type: ignore[arg-type]
-    layout = plan_layout(anatomy, {name: tensor.dtype for name, tensor in tensors.items()}, bits, group)
-    blob = np.full(layout.stride, 255, np.uint8)
-    write_blob(blob, tensors, layout, is_transposed=is_transposed, fast=True)
-    return layout, torch.from_numpy(blob)
-
-
-def random(*shape: int, seed: int = 1) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def gated(

@@ -1,48 +1,25 @@
 """The reference kernel gives the bits of HQQ's dequantize and of transformers' grouped_mm."""
 
 from collections.abc import Iterator
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import transformers
 from hqq.core.quantize import Quantizer
+from support import layer_steps
 from support.tiny_models import ARCHITECTURES, random_model, tiny_config
 from torch import nn
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from compute.kernels.reference import ReferenceKernel
-from loader.anatomy import Anatomy, ExpertParameter
-from loader.quantize import plan_layout, write_blob
-from protocol.blob import BlobLayout
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def anatomy_of(matrices: dict[str, torch.Tensor], is_transposed: bool = False) -> Anatomy:
-    """What a layout is planned from, for one expert's tensors; matrices before biases."""
-    parameters = tuple(ExpertParameter(name, tuple(tensor.shape)) for name, tensor in matrices.items())
-    return Anatomy(Any, "", "", "", ("experts",), parameters, 1, 1, is_transposed)  # type: ignore[arg-type]
-
-
-def blob_of(
-    tensors: dict[str, torch.Tensor], bits: str, group: int = 64, is_transposed: bool = False
-) -> tuple[BlobLayout, torch.Tensor]:
-    dtypes = {name: tensor.dtype for name, tensor in tensors.items()}
-    layout = plan_layout(anatomy_of(tensors, is_transposed), dtypes, bits, group)
-    blob = np.full(layout.stride, 255, np.uint8)
-    write_blob(blob, tensors, layout, is_transposed=is_transposed, fast=False)
-    return layout, torch.from_numpy(blob)
+blob_of = partial(layer_steps.blob_of, fast=False)
 
 
 def hqq_dequantized(matrix: torch.Tensor, bits: int, group: int, dtype: torch.dtype) -> torch.Tensor:

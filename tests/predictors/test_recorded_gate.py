@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support.stock_layers import stock_layers
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -31,10 +32,7 @@ def model(shipped_model: Path) -> PreTrainedModel:
 
 @pytest.fixture(scope="module")
 def layers(model: PreTrainedModel) -> list[MoeLayer]:
-    return [
-        MoeLayer(index, f"layers.{index}", b.mlp.experts, b.mlp.gate, b.post_attention_layernorm, "")
-        for index, b in enumerate(model.model.layers)
-    ]
+    return stock_layers(model)
 
 
 class Heard:

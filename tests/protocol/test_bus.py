@@ -12,20 +12,13 @@ import zmq
 from protocol.channel import MAX_BACKLOG, QUEUE_LENGTH, BusClient, BusServer, new_identity
 from protocol.codec import encode
 from protocol.errors import LoaderLostError, ProtocolError
-from protocol.folder import BUS_NAME, create_folder, remove_folder
+from protocol.folder import BUS_NAME
 from protocol.messages import Command, Fault, Fetch, Hello, Ready, Release, Request, Snapshot, Stats
 
 
 @pytest.fixture
-def folder() -> Iterator[Path]:
-    folder = create_folder()
-    yield folder
-    remove_folder(folder)
-
-
-@pytest.fixture
-def server(folder: Path) -> Iterator[BusServer]:
-    with BusServer(folder / BUS_NAME) as server:
+def server(socket_folder: Path) -> Iterator[BusServer]:
+    with BusServer(socket_folder / BUS_NAME) as server:
         yield server
 
 
@@ -169,12 +162,12 @@ def test_a_network_endpoint_is_refused() -> None:
         BusClient("tcp://127.0.0.1:5555", new_identity(), 1)
 
 
-def test_closing_removes_the_socket_and_is_idempotent(folder: Path) -> None:
-    server = BusServer(folder / BUS_NAME)
-    assert (folder / BUS_NAME).exists()
+def test_closing_removes_the_socket_and_is_idempotent(socket_folder: Path) -> None:
+    server = BusServer(socket_folder / BUS_NAME)
+    assert (socket_folder / BUS_NAME).exists()
     server.close(0.1)
     server.close(0.1)
-    assert not (folder / BUS_NAME).exists()
+    assert not (socket_folder / BUS_NAME).exists()
 
 
 def test_a_client_that_was_never_closed_does_not_keep_its_process_from_ending(tmp_path: Path) -> None:

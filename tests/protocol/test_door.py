@@ -16,7 +16,6 @@ import protocol.door
 from protocol.codec import encode
 from protocol.door import MAX_VISITORS, Admission, DoorServer, Visitor, enter
 from protocol.errors import LoaderLostError, ProtocolError, RefusedError
-from protocol.folder import create_folder, remove_folder
 from protocol.messages import PROTOCOL_VERSION, Knock, Ready, Welcome
 
 KNOCK = Knock(PROTOCOL_VERSION, 4, "", "word", -1)
@@ -58,16 +57,9 @@ def let_in(visitor: Visitor, knock: Knock) -> None:
 
 
 @pytest.fixture
-def folder() -> Iterator[Path]:
-    folder = create_folder()
-    yield folder
-    remove_folder(folder)
-
-
-@pytest.fixture
-def keep(folder: Path) -> Iterator[Callable[[Answer], DoorServer]]:
+def keep(socket_folder: Path) -> Iterator[Callable[[Answer], DoorServer]]:
     keepers: list[Doorkeeper] = []
-    server = DoorServer(folder)
+    server = DoorServer(socket_folder)
 
     def start(answer: Answer) -> DoorServer:
         keepers.append(Doorkeeper(server, answer))
@@ -122,20 +114,20 @@ def test_a_loader_of_another_version_is_refused_by_the_client(keep: Callable[[An
     assert len(os.listdir("/proc/self/fd")) <= before
 
 
-def test_nobody_at_the_door_is_an_error_at_once(folder: Path) -> None:
+def test_nobody_at_the_door_is_an_error_at_once(socket_folder: Path) -> None:
     begin = time.monotonic()
     with pytest.raises(LoaderLostError, match="no loader answers"):
-        enter(folder / "door", KNOCK, 5)
+        enter(socket_folder / "door", KNOCK, 5)
     assert time.monotonic() - begin < 1
 
 
-def test_a_loader_that_never_answers_is_given_up_naming_the_setting(folder: Path) -> None:
-    with DoorServer(folder) as server, pytest.raises(LoaderLostError, match="SIDESTAGE_TIMEOUT"):
+def test_a_loader_that_never_answers_is_given_up_naming_the_setting(socket_folder: Path) -> None:
+    with DoorServer(socket_folder) as server, pytest.raises(LoaderLostError, match="SIDESTAGE_TIMEOUT"):
         enter(server.path, KNOCK, 0.2)
 
 
-def test_a_full_queue_at_the_door_is_waited_for_no_longer_than_the_timeout(folder: Path) -> None:
-    with DoorServer(folder) as server:
+def test_a_full_queue_at_the_door_is_waited_for_no_longer_than_the_timeout(socket_folder: Path) -> None:
+    with DoorServer(socket_folder) as server:
         crowd = []
         for _ in range(MAX_VISITORS + 1):
             visitor = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -255,18 +247,18 @@ def test_a_network_address_is_no_door(endpoint: str) -> None:
         enter(endpoint, KNOCK, 1)
 
 
-def test_closing_the_door_removes_its_socket(folder: Path) -> None:
-    server = DoorServer(folder)
+def test_closing_the_door_removes_its_socket(socket_folder: Path) -> None:
+    server = DoorServer(socket_folder)
     assert server.path.exists()
     server.close()
     server.close()
     assert not server.path.exists()
 
 
-def test_a_door_left_by_a_crash_is_opened_again(folder: Path) -> None:
+def test_a_door_left_by_a_crash_is_opened_again(socket_folder: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as crashed:
-        crashed.bind(str(folder / "door"))
-    with DoorServer(folder) as server:
+        crashed.bind(str(socket_folder / "door"))
+    with DoorServer(socket_folder) as server:
         keeper = Doorkeeper(server, let_in)
         close(enter(server.path, KNOCK, 5))
         keeper.stop()

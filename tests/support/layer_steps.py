@@ -23,15 +23,15 @@ def random(*shape: int, seed: int = 1) -> Tensor:
 
 
 def blob_of(
-    tensors: dict[str, Tensor], bits: str, group: int = 64, is_transposed: bool = False
+    tensors: dict[str, Tensor], bits: str, group: int = 64, is_transposed: bool = False, fast: bool = True
 ) -> tuple[BlobLayout, Tensor]:
-    """One expert's tensors, matrices before biases, plainly rounded."""
+    """One expert's tensors, matrices before biases; plainly rounded if `fast`."""
     tensors = dict(sorted(tensors.items(), key=lambda item: -item[1].ndim))
     parameters = tuple(ExpertParameter(name, tuple(tensor.shape)) for name, tensor in tensors.items())
     anatomy = Anatomy(Any, "", "", "", ("experts",), parameters, 1, 1, is_transposed)  # type: ignore[arg-type]
     layout = plan_layout(anatomy, {name: tensor.dtype for name, tensor in tensors.items()}, bits, group)
     blob = np.full(layout.stride, 255, np.uint8)
-    write_blob(blob, tensors, layout, is_transposed=is_transposed, fast=True)
+    write_blob(blob, tensors, layout, is_transposed=is_transposed, fast=fast)
     return layout, torch.from_numpy(blob)
 
 

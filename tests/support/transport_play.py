@@ -6,15 +6,18 @@ A small model of the slots says which orders are legal; the player draws among t
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import pytest
 from support.synthetic_store import expected_blob
 
 from compute.client import LoaderClient
 from compute.loader_process import OwnedLoader
 from compute.transports.base import Arrivals, Order, Transport
+from protocol.errors import StoreError
 from protocol.manifest import Manifest
 
 
@@ -103,6 +106,30 @@ class TransportPlay:
 
     def evict(self, *slots: int) -> None:
         self.transport.submit(Order(evicted=[(self.there.pop(slot), slot) for slot in slots]), self.clock)
+
+    def play_for(self, seconds: float) -> None:
+        """Orders of all kinds, each waited for."""
+        until = time.monotonic() + seconds
+        number = 0
+        while time.monotonic() < until:
+            number += 7
+            self.step([number, number * 3 + 3, number * 5 + 3, number + 4, number * 11])
+            self.wait_for_all()
+            self.check_everything_there()
+
+    def meet_damage(self, damaged: int) -> None:
+        """A prefetch of the expert is dropped, a demand of it is an error, and its neighbours arrive."""
+        self.prefetch(damaged - 1, damaged)
+        self.wait_for_all()
+        assert (self.num_landed, self.num_dropped) == (1, 1)
+        (slot,) = self.demand(damaged)
+        with pytest.raises(StoreError, match="checksum"):
+            self.wait_for_all()
+        assert self.transport.poll().dropped == [slot]
+        del self.coming[slot]
+        self.demand(damaged + 1)
+        self.wait_for_all()
+        self.check_everything_there()
 
     @staticmethod
     def _choice(items: list[int], number: int) -> int:
