@@ -62,7 +62,7 @@ class Extent:
 
 
 class SharedWords:
-    """`words`, zeroed, until `close`. Raises DriverError when they cannot be page-locked."""
+    """`words` until `close`: zeros, and a mailbox without a step. Raises DriverError."""
 
     def __init__(self, driver: Driver, extent: Extent) -> None:
         num_bytes = -(-extent.num_words * _WORD // _PAGE) * _PAGE
@@ -70,6 +70,7 @@ class SharedWords:
         flat = torch.from_numpy(self._memory.bytes.view(np.int64))[: extent.num_words]
         sizes = [extent.num_keys, 2, extent.num_open, extent.num_cells * extent.width]
         table, control, opened, mailbox = torch.split(flat, sizes)
+        mailbox.fill_(-1)
         self.words = DeviceWords(table, control, opened, mailbox.view(extent.num_cells, extent.width))
 
     def close(self) -> None:

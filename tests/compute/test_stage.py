@@ -388,7 +388,7 @@ def test_an_interrupted_pass_harms_none_that_follows(
     assert num_interrupts == len(at)
     show.transport.eagerness = 1.0
     show.run_pass(1)
-    assert not show.stage._supply._transit.is_busy
+    assert not show.stage.supply._transit.is_busy
 
 
 def test_an_interrupt_between_table_and_transport_is_told_at_the_next_step() -> None:
