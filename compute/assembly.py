@@ -14,6 +14,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from compute import experts, policies, skeleton
 from compute.arrangement import HostMemory, choose_arrangement, choose_device
+from compute.beside.static_generation import prepare
+from compute.beside.token_graph import TokenGraphs
 from compute.budget import Asked, Budget, plan_budget
 from compute.cache_folder import check_quantization, find_store
 from compute.devices import HERE, Devices
@@ -46,6 +48,7 @@ class Parts:
     moe_layers: list[MoeLayer]
     stage: Stage
     stage_number: int
+    graphs: TokenGraphs | None
     passes: Passes
     budget: Budget
     arrangement_reason: str
@@ -86,11 +89,32 @@ def assemble(
     for layer in layers:
         experts.bind(layer.experts, stage, layer.index)
         opened.callback(experts.unbind, layer.experts)
+    graphs = _record_tokens(built, opened_stage, driver, devices, opened)
     passes = Passes(stage.begin_pass, stage.undivided)
     passes.guard(built)
     notices = _tell(way, reason, budget, opened_stage)
     number = opened_stage.number
-    return Parts(built, tokenizer, store, manifest, layers, stage, number, passes, budget, reason, notices)
+    return Parts(
+        built, tokenizer, store, manifest, layers, stage, number, graphs, passes, budget, reason, notices
+    )
+
+
+def _record_tokens(
+    model: PreTrainedModel,
+    opened_stage: OpenedStage,
+    driver: Driver | None,
+    devices: Devices,
+    opened: ExitStack,
+) -> TokenGraphs | None:
+    """In stage 3 a token's forward becomes a graph; what comes to `model.forward` later is outside of it."""
+    stage = opened_stage.stage
+    if opened_stage.number < 3 or driver is None or stage.beside is None:
+        return None
+    graphs = TokenGraphs(devices.recorder(driver.device), stage.beside, stage.undivided)
+    graphs.take_over(model)
+    opened.callback(graphs.close)
+    opened.callback(prepare(model))
+    return graphs
 
 
 def _asked(

@@ -51,6 +51,7 @@ class Offloaded:
             "expert_bytes_total": parts.manifest.expert_bytes_total,
             "compute_parameter_bytes": parameter_bytes(parts.model),
         }
+        self._graphs = parts.graphs
         self._finalizer = weakref.finalize(parts.model, _close, parts.passes, opened, timeout_s, os.getpid())
 
     @property
@@ -62,7 +63,8 @@ class Offloaded:
 
         After `close` the counters are the last ones.
         """
-        return {**self.stage.report(), **self._facts}
+        graphs = {"graph_replays": self._graphs.num_replayed} if self._graphs else {}
+        return {**self.stage.report(), **self._facts, **graphs}
 
     def close(self) -> None:
         """Stop the loader, if it is ours, and let go of it, if it is not. Idempotent.

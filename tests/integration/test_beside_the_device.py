@@ -1,7 +1,8 @@
-"""Stage 2 with everything real but the device: loader, arena, model, policy and link; stock's tokens.
+"""Stages 2 and 3 with everything real but the device: loader, arena, model, policy, link; stock's tokens.
 
-The device's two kernels run at once on the CPU (`HostResolver`): what is tested is what the host does
-beside them. Its running behind, and every order of events, is tests/compute/test_following.py's.
+The device's kernels run at once on the CPU (`support.host_device`), a graph is a tape of operators:
+what is tested is what the host does beside them. A device that runs behind, and every order of
+events, is tests/compute/test_following.py's.
 """
 
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import torch
 from support.fake_driver import FakeDriver
 from support.greedy import Tokens, greedy
 from support.host_device import host_devices
+from support.token_tape import Tape
 from transformers import AutoModelForCausalLM
 
 from compute.assembly import assemble
@@ -25,7 +27,9 @@ TOP_K, NUM_KEYS = 4, 192
 
 
 @contextmanager
-def offloaded_to(store: Path, driver: FakeDriver, **named: object) -> Iterator[Offloaded]:
+def offloaded_to(
+    store: Path, driver: FakeDriver, tape: Tape | None = None, **named: object
+) -> Iterator[Offloaded]:
     words: dict[str, object] = {
         "quantization": Quantization(),
         "ram": None,
@@ -44,7 +48,8 @@ def offloaded_to(store: Path, driver: FakeDriver, **named: object) -> Iterator[O
     }
     settings = Settings(**{**words, **named})  # type: ignore[arg-type]
     with ExitStack() as opened:
-        parts = assemble(str(store), settings, 30.0, Recording(None, None), opened, host_devices(driver))
+        devices = host_devices(driver, tape)
+        parts = assemble(str(store), settings, 30.0, Recording(None, None), opened, devices)
         with Offloaded(parts, opened.pop_all(), 30.0) as offloaded:
             yield offloaded
 
@@ -55,16 +60,26 @@ def stock_tokens(shipped_model: Path) -> Tokens:
     return greedy(AutoModelForCausalLM.from_pretrained(shipped_model, experts_implementation="grouped_mm"))
 
 
-@pytest.mark.parametrize(
-    ("slots", "policy", "predictor", "lookahead"),
-    [
-        (TOP_K, "lru", "none", 0),
-        (24, "reuse-distance", "gate", 2),
-        (48, "lfu-aged", "gate+st-moe", 1),
-        (NUM_KEYS, "lru", "gate", 1),
-    ],
-)
-def test_stage_2_gives_stock_tokens_and_the_device_brings_its_experts_itself(
+@pytest.fixture(scope="module")
+def static_tokens(shipped_model: Path) -> Tokens:
+    """Attention over a static cache rounds in its own way."""
+    torch.set_num_threads(1)
+    stock = AutoModelForCausalLM.from_pretrained(shipped_model, experts_implementation="grouped_mm")
+    stock.generation_config.cache_implementation = "static"
+    stock.generation_config.disable_compile = True
+    return greedy(stock)
+
+
+SETTINGS = [
+    (TOP_K, "lru", "none", 0),
+    (24, "reuse-distance", "gate", 2),
+    (48, "lfu-aged", "gate+st-moe", 1),
+    (NUM_KEYS, "lru", "gate", 1),
+]
+
+
+@pytest.mark.parametrize(("slots", "policy", "predictor", "lookahead"), SETTINGS)
+def test_stage_2_gives_stock_tokens(
     store_none: Path, stock_tokens: Tokens, slots: int, policy: str, predictor: str, lookahead: int
 ) -> None:
     driver = FakeDriver(rate=20e9)
@@ -72,7 +87,30 @@ def test_stage_2_gives_stock_tokens_and_the_device_brings_its_experts_itself(
     with offloaded_to(store_none, driver, **named) as offloaded:
         assert greedy(offloaded.model) == stock_tokens
         report = offloaded.report()
-    print(report)
     assert report["stage"] == 2 and report["arrangement"] == "pinned"
-    assert report["stall_s"] == 0 or slots < NUM_KEYS
+    check_counters(report, slots, lookahead)
     assert not driver.locked, "something stayed page-locked"
+
+
+@pytest.mark.parametrize(("slots", "policy", "predictor", "lookahead"), SETTINGS)
+def test_stage_3_gives_the_tokens_of_a_static_cache_out_of_recordings(
+    store_none: Path, static_tokens: Tokens, slots: int, policy: str, predictor: str, lookahead: int
+) -> None:
+    driver, tape = FakeDriver(rate=20e9), Tape()
+    named = {"slots": slots, "policy": policy, "predictor": predictor, "lookahead": lookahead, "stage": 3}
+    with offloaded_to(store_none, driver, tape, **named) as offloaded:
+        assert greedy(offloaded.model) == static_tokens
+        report = offloaded.report()
+    assert report["stage"] == 3
+    assert report["graph_replays"] == tape.num_replayed > 0
+    check_counters(report, slots, lookahead)
+    assert not driver.locked, "something stayed page-locked"
+
+
+def check_counters(report: dict[str, object], slots: int, lookahead: int) -> None:
+    """The device has found, brought and been told ahead of need."""
+    figures = {name: value for name, value in report.items() if isinstance(value, int | float)}
+    assert figures["lookups"] == figures["hits"] + figures["late"] + figures["misses"]
+    assert figures["hits"] > 0 and figures["experts_landed"] > 0
+    assert (figures["evictions"] > 0) == (slots < NUM_KEYS)
+    assert (figures["prefetch_used"] > 0) == (lookahead > 0)
