@@ -89,3 +89,11 @@ def test_auto_is_staged_where_something_is_too_small_and_names_it(host: HostMemo
 def test_ram_for_exactly_every_expert_is_enough_for_pinned() -> None:
     host = HostMemory(ram=32 * STRIDE, free_bytes=32 * STRIDE)
     assert choose_arrangement("auto", "cuda", MANIFEST, host)[0] == "pinned"
+
+
+def test_a_stage_for_a_device_is_refused_where_there_is_none() -> None:
+    with pytest.raises(
+        ValueError, match="--stage 2 lets a CUDA device decode by itself.* computes on the CPU"
+    ):
+        choose_device("auto", "auto", has_cuda=False, stage=2)
+    assert choose_device("auto", "auto", has_cuda=True, stage=2) == "cuda"

@@ -25,6 +25,7 @@ JOB = Job(
     arrangement="direct",
     slots=None,
     vram=None,
+    stage=1,
     policy="lru",
     predictor="gate",
     lookahead=1,
