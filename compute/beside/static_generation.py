@@ -18,6 +18,8 @@ _log = logging.getLogger("sidestage")
 
 _STATIC = {"cache_implementation": "static", "disable_compile": True}
 _UNCOMPILED = {"disable_compile": True}
+#: Flash attention is given a mask that grows, flex attention one that is no tensor.
+_MASKS_OF_ONE_SHAPE = ("sdpa", "eager")
 #: Ways to generate that give several tokens to a forward, or want to take some of them back.
 _OTHER_WAYS = ("assistant_model", "assistant_early_exit", "prompt_lookup_num_tokens", "use_mtp")
 
@@ -30,7 +32,9 @@ def prepare(model: PreTrainedModel) -> Callable[[], None]:
     """
     is_open = [True]
     if not hasattr(model, "generate") or not _can_be_static(model):
-        _log.info("no static cache for %s: it keeps more than its attention's keys", type(model).__name__)
+        _log.info(
+            "no static cache for %s: its cache or its attention would not be static", type(model).__name__
+        )
         return is_open.clear
     method = model.generate
 
@@ -45,8 +49,8 @@ def prepare(model: PreTrainedModel) -> Callable[[], None]:
 
 
 def _can_be_static(model: PreTrainedModel) -> bool:
-    """Whether a static cache for `model` would consist of tensors alone, see `token_call.state_of`."""
-    if model.config.is_encoder_decoder:
+    """Whether a static cache for `model` would consist of tensors alone, and its mask keep its shape."""
+    if model.config.is_encoder_decoder or model.config._attn_implementation not in _MASKS_OF_ONE_SHAPE:
         return False
     try:
         cache = StaticCache(config=model.config, max_cache_len=1)

@@ -111,3 +111,10 @@ def test_a_model_with_a_sliding_window_keeps_its_own_generate() -> None:
     model = random_model(tiny_config("gpt_oss"))
     prepare(model)
     assert isinstance(generate(model).past_key_values, DynamicCache)
+
+
+def test_an_attention_whose_mask_grows_keeps_its_own_generate() -> None:
+    model = random_model(tiny_config("olmoe"))
+    model.config._attn_implementation = "flash_attention_2"
+    prepare(model)
+    assert "generate" not in vars(model)
