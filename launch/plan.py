@@ -15,6 +15,7 @@ from compute.cuda_presence import has_cuda
 from compute.pin_limit import pin_limit
 from launch.config import RunConfig
 from launch.job import Job
+from launch.own_loader import LoaderPlan
 from protocol.arena import available_memory_bytes
 from protocol.manifest import Manifest
 from protocol.units import format_size
@@ -26,16 +27,14 @@ _MAX_SEED = 2**31
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is to run. `store` and `num_frames` are for a loader that we start; `store` None: there is one.
+    """What is to run. `loader` is the one that we start; None: there is one.
 
     `headline` tells the user what was chosen, `notices` what else there is to know; `reason` and
     `slots_reason` are "" where the compute process decides.
     """
 
     job: Job
-    store: Path | None
-    num_frames: int
-    direct_io: str
+    loader: LoaderPlan | None
     headline: str
     reason: str
     slots_reason: str
@@ -64,9 +63,7 @@ def plan_run(config: RunConfig, prompt: str) -> Plan:
     budget = plan_budget(manifest, asked)
     return Plan(
         job=_job(config, prompt, str(store), "", arrangement, budget.num_slots),
-        store=store,
-        num_frames=budget.num_frames,
-        direct_io=config.direct_io,
+        loader=LoaderPlan(store, budget.num_frames, config.direct_io),
         headline=_headline(manifest, arrangement, budget, reason),
         reason=reason,
         slots_reason=budget.reason,
@@ -79,9 +76,7 @@ def _plan_attached(config: RunConfig, endpoint: str, prompt: str) -> Plan:
     store = str(find_store(config.model, config.quantization)) if config.model else ""
     return Plan(
         job=_job(config, prompt, store, endpoint, config.arrangement, config.slots),
-        store=None,
-        num_frames=0,
-        direct_io=config.direct_io,
+        loader=None,
         headline=f"attaching to the loader at {endpoint}",
         reason="",
         slots_reason="",
@@ -101,9 +96,7 @@ def _plan_for_device(
         )
     return Plan(
         job=_job(config, prompt, str(store), "", config.arrangement, config.slots),
-        store=store,
-        num_frames=frames,
-        direct_io=config.direct_io,
+        loader=LoaderPlan(store, frames, config.direct_io),
         headline=f"{_model_words(manifest)}; {frames} frames, {slots}; {asked.arrangement} ({reason})",
         reason="",
         slots_reason="",

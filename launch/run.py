@@ -15,7 +15,7 @@ from launch.log import log_to_stderr
 from launch.output import check_place, write_json
 from launch.plan import Plan, plan_run
 from launch.summary import as_json, summary_lines
-from launch.supervisor import LoaderPlan, Outcome, supervise
+from launch.supervisor import Outcome, supervise
 from protocol.timeline import merge
 
 #: A beginning from the shipped model's own world; as good as any for another model.
@@ -53,7 +53,7 @@ def _prompt(config: RunConfig) -> str:
 
 
 def _supervised(plan: Plan, config: RunConfig) -> Outcome:
-    own = LoaderPlan(plan.store, plan.num_frames, plan.direct_io, None) if plan.store else None
+    own = plan.loader
     if config.timeline is None:
         return supervise(plan.job, own, config.timeout)
     with TemporaryDirectory(prefix="sidestage-timeline-") as folder:

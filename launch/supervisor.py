@@ -9,27 +9,16 @@ import select
 import sys
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 
-from compute.loader_process import start_loader
 from launch.compute_process import ComputeProcess
 from launch.interrupts import Interrupts
 from launch.job import Job
 from launch.keeper import Keeper
+from launch.own_loader import LoaderPlan, own_loader
 
 #: How often the loader is looked at.
 _LOOK_S = 0.2
-
-
-@dataclass(frozen=True, slots=True)
-class LoaderPlan:
-    """A loader to start: its store, its arena's frames, and the file for its spans."""
-
-    store: Path
-    num_frames: int
-    direct_io: str
-    timeline: Path | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,25 +39,13 @@ def supervise(job: Job, own: LoaderPlan | None, timeout_s: float | None) -> Outc
         text_fd = _text_fd(job.streams)
         opened.callback(os.close, text_fd)
         compute = opened.enter_context(ComputeProcess(text_fd))
-        loader = keeper = None
-        if own is not None:
-            loader = opened.enter_context(
-                start_loader(
-                    own.store,
-                    num_frames=own.num_frames,
-                    direct_io=own.direct_io,
-                    timeline=own.timeline,
-                    timeout_s=timeout_s,
-                )
-            )
-            keeper = Keeper(loader, timeout_s)
-            job = replace(job, endpoint=loader.endpoint)
+        job, keeper = opened.enter_context(own_loader(own, job, timeout_s))
         compute.send(job)
         with Interrupts() as interrupts:
             was_interrupted = _watch(compute, interrupts, keeper)
         result = compute.result()
-        if loader:
-            result["loader_restarts"] = loader.num_restarts
+        if keeper:
+            result["loader_restarts"] = keeper.loader.num_restarts
         return Outcome(result, was_interrupted)
 
 

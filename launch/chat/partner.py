@@ -10,15 +10,13 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from typing import Any, Self
 
-from compute.loader_process import OwnedLoader, start_loader
 from launch.chat.history import Message
 from launch.chat.wire import Line
 from launch.compute_process import ComputeProcess
 from launch.interrupts import Interrupts
-from launch.keeper import Keeper
+from launch.own_loader import own_loader
 from launch.plan import Plan
 from protocol.errors import SidestageError
 
@@ -38,22 +36,13 @@ class Partner:
 
     def __init__(self, plan: Plan, timeout_s: float | None) -> None:
         """Start both processes. Raises SidestageError with a sentence."""
-        self._loader: OwnedLoader | None = None
-        self._keeper: Keeper | None = None
-        job = plan.job
         with ExitStack() as opened:
             ours, theirs = socket.socketpair()
             with theirs:
                 self._line = Line(ours)
                 opened.callback(self._line.close)
                 self._compute = opened.enter_context(ComputeProcess(theirs.fileno(), _PROGRAM))
-            if plan.store is not None:
-                loader = start_loader(
-                    plan.store, num_frames=plan.num_frames, direct_io=plan.direct_io, timeout_s=timeout_s
-                )
-                self._loader = opened.enter_context(loader)
-                self._keeper = Keeper(loader, timeout_s)
-                job = replace(job, endpoint=loader.endpoint)
+            job, self._keeper = opened.enter_context(own_loader(plan.loader, plan.job, timeout_s))
             self._compute.send(job)
             self.interrupts = opened.enter_context(Interrupts())
             self._opened = opened.pop_all()
@@ -84,8 +73,8 @@ class Partner:
             if self._compute in self._look([self._compute]):
                 self._compute.read()
         result = self._compute.result()
-        if self._loader:
-            result["loader_restarts"] = self._loader.num_restarts
+        if self._keeper:
+            result["loader_restarts"] = self._keeper.loader.num_restarts
         return result
 
     def close(self) -> None:

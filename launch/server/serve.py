@@ -9,13 +9,12 @@ import socket
 import sys
 import time
 from contextlib import ExitStack
-from dataclasses import replace
 
-from compute.loader_process import start_loader
 from launch.compute_process import ComputeProcess
 from launch.interrupts import Interrupts
 from launch.keeper import Keeper
 from launch.log import log_to_stderr
+from launch.own_loader import own_loader
 from launch.plan import Plan, plan_run
 from launch.server.app import make_app
 from launch.server.config import ServeConfig
@@ -61,20 +60,10 @@ def _supervise(
         program = ("launch.server.answering", "--batch", str(config.batch))
         compute = opened.enter_context(ComputeProcess(theirs.fileno(), program))
         theirs.close()  # from now on its end is compute's end
-        job, keeper = plan.job, None
-        if plan.store is not None:
-            loader = opened.enter_context(
-                start_loader(
-                    plan.store,
-                    num_frames=plan.num_frames,
-                    direct_io=plan.direct_io,
-                    timeout_s=config.run.timeout,
-                )
-            )
-            keeper = Keeper(loader, config.run.timeout)
-            watched.state.loader = loader
-            watched.state.endpoint = loader.endpoint
-            job = replace(job, endpoint=loader.endpoint)
+        job, keeper = opened.enter_context(own_loader(plan.loader, plan.job, config.run.timeout))
+        if keeper:
+            watched.state.loader = keeper.loader
+            watched.state.endpoint = keeper.loader.endpoint
         compute.send(job)
         with Interrupts() as interrupts:
             watched.watch(compute, interrupts, keeper)

@@ -26,7 +26,8 @@ def there_is_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_memory_for_every_expert_is_pinned(store: Path) -> None:
     planned = plan_run(RunConfig(model=str(store), vram=2**21), "")
-    assert planned.num_frames == 32 and (planned.job.slots, planned.job.vram) == (None, 2**21)
+    assert planned.loader is not None
+    assert planned.loader.num_frames == 32 and (planned.job.slots, planned.job.vram) == (None, 2**21)
     assert "pinned (a CUDA device, and host memory for all 32 experts)" in planned.headline
     assert "slots in --vram 2.0 MiB" in planned.headline
     assert planned.reason == "", "the compute process knows what it came to"
@@ -35,7 +36,8 @@ def test_memory_for_every_expert_is_pinned(store: Path) -> None:
 def test_less_ram_is_staged(store: Path) -> None:
     ram = 20 * Manifest.read(store).layout.stride
     planned = plan_run(RunConfig(model=str(store), ram=ram, slots=8), "")
-    assert planned.num_frames == 20 and "staged (a CUDA device, and --ram" in planned.headline
+    assert planned.loader is not None
+    assert planned.loader.num_frames == 20 and "staged (a CUDA device, and --ram" in planned.headline
     with pytest.raises(MemoryBudgetError, match="use staged"):
         plan_run(RunConfig(model=str(store), ram=ram, arrangement="pinned"), "")
 
