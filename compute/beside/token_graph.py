@@ -38,7 +38,7 @@ class Runner(Protocol):
     """What the MoE layers need to be told. An error of its own in `recording` ends the recordings."""
 
     def recording(self) -> AbstractContextManager[None]:
-        """Inside, the MoE layers only launch: the host follows, asks and copies nothing, and marks no event."""
+        """Inside, the MoE layers only launch: the host follows, asks and copies nothing, marks no event."""
 
     def replayed(self, num_tokens: int) -> None:
         """A token's forward over `num_tokens` sequences has just been launched: follow the device."""

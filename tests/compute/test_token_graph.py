@@ -121,6 +121,29 @@ def test_a_callers_own_loop_and_logits_that_were_answered_stay_as_they_were(olmo
         assert playing.recorder.num_replayed == NUM_NEW - NUM_FIRST
 
 
+def test_calls_of_two_kinds_in_one_cache_have_a_recording_each(olmoe: Model) -> None:
+    """With a mask that hides the first token, and without one."""
+
+    def in_turn() -> list[torch.Tensor]:
+        cache, ids = static_cache(olmoe), prompt(batch=1, length=12)
+        masks = [torch.arange(48).view(1, 1, 1, 48) <= i for i in range(12)]
+        with torch.no_grad():
+            return [
+                olmoe(
+                    ids[:, i : i + 1],
+                    past_key_values=cache,
+                    attention_mask=masks[i] & (torch.arange(48) > 0) if i % 2 else None,
+                ).logits
+                for i in range(12)
+            ]
+
+    expected = in_turn()
+    with recorded(olmoe) as playing:
+        assert all_equal(in_turn(), expected)
+        assert playing.recorder.num_recorded == 2
+        assert playing.recorder.num_replayed == 11 - 2 * NUM_FIRST
+
+
 def test_embeddings_instead_of_ids(olmoe: Model) -> None:
     def loop() -> list[torch.Tensor]:
         cache, embed = static_cache(olmoe), olmoe.get_input_embeddings()
