@@ -93,7 +93,7 @@ def test_ram_for_exactly_every_expert_is_enough_for_pinned() -> None:
 
 def test_a_stage_for_a_device_is_refused_where_there_is_none() -> None:
     with pytest.raises(
-        ValueError, match="--stage 2 lets a CUDA device decode by itself.* computes on the CPU"
+        ValueError, match=r"--stage 2 lets a CUDA device decode by itself.* computes on the CPU"
     ):
         choose_device("auto", "auto", has_cuda=False, stage=2)
     assert choose_device("auto", "auto", has_cuda=True, stage=2) == "cuda"
