@@ -22,6 +22,7 @@ from protocol.timeline import Timeline
 
 if TYPE_CHECKING:
     from compute import Offloaded
+    from launch.config import RunConfig
     from launch.narrator import Narrator
 
 Result = dict[str, object]
@@ -87,28 +88,43 @@ def _perform(job: Job, text: TextIO, on_loaded: Callable[[], None]) -> Result:
 
 def offload_for(job: Job, timeline: Timeline | None = None) -> "Offloaded":
     """The model that `job` names, with its settings. Raises what `offload` raises."""
+    return offload_as(job, job.store or None, connect=job.endpoint, timeline=timeline)
+
+
+def offload_as(
+    said: "Job | RunConfig",
+    model: str | Path | None,
+    *,
+    connect: str | None = None,
+    ram: int | None = None,
+    direct_io: str = "auto",
+    timeline: Timeline | None = None,
+) -> "Offloaded":
+    """`model` with the settings that `said` has of it and of its cache. Raises what `offload` raises."""
     from compute import offload
 
-    quieten()
+    _quieten()
     return offload(
-        job.store or None,
-        connect=job.endpoint,
-        slots=job.slots,
-        vram=job.vram,
-        stage=job.stage,
-        arrangement=job.arrangement,
-        policy=job.policy,
-        predictor=job.predictor,
-        lookahead=job.lookahead,
-        dtype=job.dtype,
-        device=job.device,
-        link=job.link,
-        threads=job.threads,
-        bits=job.bits,
-        group=job.group,
-        fast=job.fast,
-        timeout=job.timeout,
+        model,
+        connect=connect,
+        ram=ram,
+        direct_io=direct_io,
         timeline=timeline,
+        slots=said.slots,
+        vram=said.vram,
+        stage=said.stage,
+        arrangement=said.arrangement,
+        policy=said.policy,
+        predictor=said.predictor,
+        lookahead=said.lookahead,
+        dtype=said.dtype,
+        device=said.device,
+        link=said.link,
+        threads=said.threads,
+        bits=said.bits,
+        group=said.group,
+        fast=said.fast,
+        timeout=said.timeout,
     )
 
 
@@ -158,7 +174,7 @@ def _drain_on_interrupt(narrator: "Narrator") -> None:
     signal.signal(signal.SIGINT, stop)
 
 
-def quieten() -> None:
+def _quieten() -> None:
     """Progress bars belong on terminals."""
     from transformers.utils import logging
 

@@ -93,26 +93,9 @@ def _read(file: str) -> str:
 
 
 def _offload(run: RunConfig) -> "Offloaded":
-    from compute import offload
-    from launch.generate import quieten
+    from launch.generate import offload_as
 
-    quieten()
-    return offload(
-        run.model or SHIPPED_MODEL,
-        ram=run.ram,
-        slots=run.slots,
-        policy=run.policy,
-        predictor=run.predictor,
-        lookahead=run.lookahead,
-        bits=run.bits,
-        group=run.group,
-        fast=run.fast,
-        dtype=run.dtype,
-        device=run.device,
-        threads=run.threads,
-        timeout=run.timeout,
-        direct_io=run.direct_io,
-    )
+    return offload_as(run, run.model or SHIPPED_MODEL, ram=run.ram, direct_io=run.direct_io)
 
 
 def _recorders(
