@@ -99,8 +99,7 @@ def resolve_rows(
     rank = tl.cumsum(needs.to(tl.int32), axis=0) - needs.to(tl.int32)
     lands = needs & (rank < room)
     address = tl.where(lands, tl.gather(opened, rank, axis=0), word & ~_IN_SLOT)
-    address = tl.where(is_known, tl.gather(address, first, axis=0), 0)
-    tl.store(addresses_ptr + row, address, mask=is_row)
+    tl.store(addresses_ptr + row, tl.gather(address, first, axis=0), mask=is_row)
     tl.store(sources_ptr + row, tl.where(lands, word, 0), mask=is_row)
 
     found = tl.where(needs, tl.where(lands, _LANDED, _IN_PLACE), _RESIDENT)
@@ -123,7 +122,7 @@ def resolve_rows(
     tl.store(state_ptr + _OFFERED, tl.sum(tl.where(row == _PUSHED, control, 0)))
 
 
-@triton.jit(do_not_specialize=["num_bytes"], do_not_specialize_on_alignment=["addresses_ptr", "sources_ptr"])
+@triton.jit(do_not_specialize_on_alignment=["addresses_ptr", "sources_ptr"])
 def copy_parts(
     addresses_ptr: tl.tensor, sources_ptr: tl.tensor, num_bytes: tl.tensor, PART: tl.constexpr
 ) -> None:

@@ -5,25 +5,22 @@ The tests of this file run in Triton's interpreter, in a process of their own.
 
 import importlib.util
 from collections.abc import Iterator
-from dataclasses import astuple, dataclass, replace
+from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given, settings
-from hypothesis import strategies as st
 from support.host_resolver import HostResolver
 from support.interpreted import IS_INTERPRETED, quick_calls, run_interpreted
 from support.layer_steps import Step, experts_module, gated_tensors, make_step, pool_of, run_step
+from support.resolver_stories import PAGE, Machine, Story, plain_words, stories
 from torch import Tensor, nn
 
-from compute.beside.resolver import POPPED
 from compute.beside.words import (
-    EPOCH,
     FOUND_SHIFT,
     IN_PLACE,
     IN_SLOT,
     LANDED,
-    PUSHED,
     REPEATED,
     RESIDENT,
     DeviceWords,
@@ -31,9 +28,6 @@ from compute.beside.words import (
 from compute.kernels.base import AddressedKernel
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
-
-PAGE = 4096
-GARBAGE = -7
 
 if not IS_INTERPRETED:
 
@@ -44,7 +38,7 @@ if not IS_INTERPRETED:
 
 else:
     from compute.kernels.triton_kernel import TritonKernel
-    from compute.kernels.triton_resolve import MAX_ROWS, TritonResolver
+    from compute.kernels.triton_resolve import TritonResolver
 
     @pytest.fixture(autouse=True, scope="module")
     def in_less_time() -> Iterator[None]:
@@ -53,106 +47,10 @@ else:
 
     # --- resolve ----------------------------------------------------------------------------------
 
-    @dataclass
-    class Turn:
-        """What the host does before a layer-step, and the step: `moves` are (key, is it in a slot)."""
-
-        moves: list[tuple[int, bool]]
-        num_freed: int
-        epoch: int
-        layer: int
-        index: list[int]
-        predicted: list[int] | None
-
-    @dataclass
-    class Story:
-        num_experts: int
-        num_layers: int
-        num_open: int
-        num_cells: int
-        first_step: int
-        popped: int
-        offered: int
-        turns: list[Turn]
-
-    @st.composite
-    def turns(draw: st.DrawFn, num_experts: int, num_layers: int) -> Turn:
-        expert = st.integers(0, num_experts - 1)
-        stranger = st.sampled_from([-1, num_experts, 2**28, 2**32 + num_experts - 1, -(2**40)])
-        num_rows = draw(st.integers(1, 12) | st.sampled_from([31, 32, 33, 64, MAX_ROWS]))
-        return Turn(
-            draw(
-                st.lists(st.tuples(st.integers(0, num_experts * num_layers - 1), st.booleans()), max_size=6)
-            ),
-            draw(st.integers(0, 4)),
-            draw(st.sampled_from([0, 1, 77, 2**32 - 1, 2**40 + 5])),
-            draw(st.integers(0, num_layers - 1)),
-            draw(st.lists(expert | expert | stranger, min_size=num_rows, max_size=num_rows)),
-            draw(st.none() | st.lists(expert, max_size=40)),
-        )
-
-    @st.composite
-    def stories(draw: st.DrawFn) -> Story:
-        num_experts, num_layers = draw(st.integers(1, 20)), draw(st.integers(1, 3))
-        num_open = draw(st.integers(1, 9))
-        popped = draw(st.sampled_from([0, 1, 5, 2**31 - 2, 2**40]))
-        return Story(
-            num_experts,
-            num_layers,
-            num_open,
-            draw(st.integers(1, 5)),
-            draw(st.sampled_from([0, 1, 48, 2**31 - 2, 2**33 + 3])),
-            popped,
-            popped + draw(st.integers(0, num_open)),
-            draw(st.lists(turns(num_experts, num_layers), min_size=1, max_size=4)),
-        )
-
-    class Machine:
-        """Words, state and outputs of one resolver."""
-
-        def __init__(self, story: Story) -> None:
-            num_keys = story.num_experts * story.num_layers
-            self.frames = torch.arange(1, num_keys + 1) * PAGE + 2**46
-            self.words = DeviceWords(
-                self.frames.clone(),
-                torch.tensor([0, story.offered]),
-                torch.arange(story.num_open) * PAGE + 2**34,
-                torch.zeros(story.num_cells, 1 + MAX_ROWS + 40, dtype=torch.int64),
-            )
-            self.state = torch.tensor([story.first_step, story.popped, story.offered])
-            self.addresses, self.sources = torch.full((2, MAX_ROWS), GARBAGE)
-            self.num_experts = story.num_experts
-
-        def play(self, resolver: TritonResolver | HostResolver, turn: Turn) -> None:
-            for key, is_in_slot in turn.moves:
-                self.words.table[key] = 2**35 + PAGE * key + IN_SLOT if is_in_slot else self.frames[key]
-            self._offer(turn.num_freed)
-            self.words.control[EPOCH] = turn.epoch
-            resolver.resolve(
-                self.words,
-                self.state,
-                turn.layer,
-                self.num_experts,
-                torch.tensor(turn.index)[None],
-                None if turn.predicted is None else torch.tensor(turn.predicted, dtype=torch.int64),
-                self.addresses[: len(turn.index)],
-                self.sources[: len(turn.index)],
-            )
-
-        def _offer(self, num_freed: int) -> None:
-            """As many slots as the ring has room for."""
-            pushed, popped = int(self.words.control[PUSHED]), int(self.state[POPPED])
-            for number in range(pushed, min(pushed + num_freed, popped + len(self.words.opened))):
-                self.words.opened[number % len(self.words.opened)] = 2**36 + PAGE * number
-                self.words.control[PUSHED] += 1
-
-        def memory(self) -> tuple[Tensor, ...]:
-            return (*astuple(self.words), self.state, self.addresses, self.sources)
-
     @settings(max_examples=100, deadline=None, derandomize=True)
     @given(stories())
     def test_every_word_is_the_doubles(story: Story) -> None:
-        device, double = Machine(story), Machine(story)
+        device, double = (Machine(story, plain_words(story.extent)) for _ in range(2))
         for turn in story.turns:
             device.play(TritonResolver(), turn)
             double.play(HostResolver(), turn)
