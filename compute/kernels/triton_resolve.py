@@ -110,11 +110,13 @@ def resolve_rows(
     tl.store(cell + 1 + row, posted, mask=is_row, cache_modifier=".wt")
     epoch = tl.sum(tl.where(row == _EPOCH, control, 0)) & _PAYLOAD_MASK
     tl.store(cell, tag | epoch, cache_modifier=".wt")
-    for done in range(0, num_predicted, ROWS):
+    done = 0
+    while done < num_predicted:  # a range of tensors is refused by triton 3.6's interpreter under numpy 2.5
         place = done + row
         predicted = tl.load(predicted_ptr + place, mask=place < num_predicted)
         target = cell + 1 + num_rows + place
         tl.store(target, tag | predicted, mask=place < num_predicted, cache_modifier=".wt")
+        done += ROWS
 
     # Every thread has read the state before one writes it.
     tl.debug_barrier()
@@ -133,10 +135,12 @@ def copy_parts(
         target = tl.load(addresses_ptr + i)
         source_ptr = tl.multiple_of(source.to(tl.pointer_type(tl.int64)), 128)
         target_ptr = tl.multiple_of(target.to(tl.pointer_type(tl.int64)), 128)
-        for first in range(tl.program_id(1) * PART, num_bytes, tl.num_programs(1) * PART):
+        first = tl.program_id(1) * PART
+        while first < num_bytes:
             place = first // PART * (PART // 8) + tl.arange(0, PART // 8)
             is_there = place // (_PAGE // 8) < num_bytes // _PAGE
             tl.store(target_ptr + place, tl.load(source_ptr + place, mask=is_there), mask=is_there)
+            first += tl.num_programs(1) * PART
 
 
 @cache
