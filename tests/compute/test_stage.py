@@ -172,7 +172,7 @@ class Show:
     dtype=st.sampled_from(["float32", "bfloat16"]),
     num_slots=st.integers(TOP_K, NUM_LAYERS * NUM_EXPERTS),
     num_transit=st.integers(1, 3),
-    policy=st.sampled_from(["lru", "lfu-aged", "least-stale"]),
+    policy=st.sampled_from(["lru", "lfu-aged", "least-stale", "reuse-distance"]),
     lookahead=st.integers(0, 2),
     passes=st.lists(st.sampled_from([1, 1, 1, 2, 3, 17]), min_size=1, max_size=6),
     seed=st.integers(0, 2**16),

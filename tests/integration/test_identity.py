@@ -16,7 +16,7 @@ from loader.convert import convert
 from protocol.manifest import Manifest
 
 ARRANGEMENTS = ("direct", "emulated")
-POLICIES = ("lru", "lfu-aged", "least-stale")
+POLICIES = ("lru", "lfu-aged", "reuse-distance")
 LOOKAHEADS = (0, 1, 2)
 TOP_K, NUM_KEYS = 4, 192
 SLOTS = (TOP_K, TOP_K + 1, NUM_KEYS // 4, NUM_KEYS)
@@ -89,7 +89,7 @@ def test_tokens_are_identical_over_pairs_at_other_bits(
     convert(str(shipped_model), store, bits=bits, group=64, fast=True)
     with serve(store) as loader:
         reference, _ = run_cell(loader.endpoint, store, ("direct", "lru", 0, NUM_KEYS))
-        for cell in (("direct", "lfu-aged", 2, TOP_K), ("emulated", "least-stale", 1, NUM_KEYS // 4)):
+        for cell in (("direct", "lfu-aged", 2, TOP_K), ("emulated", "reuse-distance", 1, NUM_KEYS // 4)):
             assert run_cell(loader.endpoint, store, cell)[0] == reference, f"{bits} bit: {cell}"
 
 
@@ -100,7 +100,11 @@ def test_tokens_equal_stock_transformers_without_quantization(
     stock = AutoModelForCausalLM.from_pretrained(
         shipped_model, dtype=getattr(torch, dtype), experts_implementation="grouped_mm"
     )
-    cells = (("direct", "lru", 1, TOP_K), ("direct", "lru", 0, NUM_KEYS), ("emulated", "lfu-aged", 2, 48))
+    cells = (
+        ("direct", "lru", 1, TOP_K),
+        ("direct", "lru", 0, NUM_KEYS),
+        ("emulated", "reuse-distance", 2, 48),
+    )
     with serve(store_none) as loader:
         for arrangement, policy, lookahead, slots in cells:
             with offload(
