@@ -12,7 +12,7 @@ import threading
 import traceback
 from typing import TYPE_CHECKING
 
-from launch.generate import compute_fds, do_job, offload_for
+from launch.generate import Result, compute_fds, do_job, offload_for
 from launch.job import Job
 from launch.server.messages import (
     Ask,
@@ -23,6 +23,7 @@ from launch.server.messages import (
     Figures,
     Inquire,
     Loaded,
+    Report,
     from_line,
     to_line,
 )
@@ -33,10 +34,7 @@ from protocol.manifest import Manifest
 
 if TYPE_CHECKING:
     from compute import Offloaded
-    from compute.offloaded import Report
     from launch.server.prompts import Prompt
-
-Result = dict[str, object]
 
 #: How often figures are asked for while they change.
 _LOOKS = 5
@@ -162,7 +160,7 @@ class Answering:
                 self._waiting.fail(error)
                 return
 
-    def _report(self) -> "Report":
+    def _report(self) -> Report:
         """Taken while the main thread generates: a table that changes under it is looked at again."""
         for _ in range(_LOOKS):
             with contextlib.suppress(RuntimeError):

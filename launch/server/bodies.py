@@ -227,7 +227,7 @@ def _stops(body: Body) -> list[str]:
 def _flag(body: Body, name: str) -> bool:
     value = body.get(name)
     if value is not None and not isinstance(value, bool):
-        raise _wrong(name, f"{name} is {json.dumps(value)}; it must be true or false")
+        raise _wrong(name, f"{name} is {_shown(value)}; it must be true or false")
     return bool(value)
 
 
@@ -237,7 +237,7 @@ def _whole(body: Body, name: str, low: int, high: int | None) -> int | None:
         return None
     if type(value) is not int or value < low or (high is not None and value > high):
         bounds = f"from {low} to {high}" if high is not None else f"of at least {low}"
-        raise _wrong(name, f"{name} is {json.dumps(value)[:80]}; it must be a whole number {bounds}")
+        raise _wrong(name, f"{name} is {_shown(value)}; it must be a whole number {bounds}")
     return value
 
 
@@ -246,7 +246,7 @@ def _number(body: Body, name: str, is_allowed: Callable[[float], bool], allowed:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not _fits(value, is_allowed):
-        raise _wrong(name, f"{name} is {json.dumps(value)[:80]}; it must be a number {allowed}")
+        raise _wrong(name, f"{name} is {_shown(value)}; it must be a number {allowed}")
     return float(value)
 
 
@@ -255,6 +255,11 @@ def _fits(value: float, is_allowed: Callable[[float], bool]) -> bool:
         return math.isfinite(value) and is_allowed(value)
     except OverflowError:
         return False  # a whole number that no float holds
+
+
+def _shown(value: object) -> str:
+    """A value as it was sent, or its beginning."""
+    return json.dumps(value)[:80]
 
 
 def _utf8(text: str, name: str) -> str:

@@ -13,7 +13,6 @@ from launch.server.answers import Shape, as_event
 from launch.server.entry import CLIENT_LEFT, as_response, note
 from launch.server.line import Flow, Line
 from launch.server.messages import Ask, Began, Ended, Piece
-from launch.server.metrics import seconds_per_token
 from launch.server.refusals import Refusal
 
 _STREAM_HEADERS = [
@@ -95,6 +94,6 @@ def describe(flow: Flow) -> str:
         words.append(f"waited {flow.began_s - flow.arrived_s:.2f} s")
     if flow.first_s is not None:
         words.append(f"first after {flow.first_s - flow.arrived_s:.2f} s")
-    if seconds := seconds_per_token(flow):
+    if seconds := flow.seconds_per_token:
         words.append(f"{1 / seconds:.1f} tok/s")
     return ", ".join([*words, "the client left" if flow.end.reason == "cancelled" else flow.end.reason])

@@ -23,12 +23,11 @@ from launch.server.messages import (
     Loaded,
     Order,
     Piece,
+    Report,
     from_line,
     to_line,
 )
 from launch.server.refusals import Refusal
-
-Report = dict[str, int | float | str | None]
 
 #: How long a look at the figures waits for a compute process that waits for its loader.
 FIGURES_TIMEOUT_S = 2.0
@@ -49,6 +48,13 @@ class Flow:
         self.last_s = self.arrived_s
         self.end: Ended | Declined | None = None
         self._events: asyncio.Queue[Began | Piece | Ended | Declined] = asyncio.Queue()
+
+    @property
+    def seconds_per_token(self) -> float | None:
+        """Decode only: the first token is prefill's. None with fewer than two tokens, or without an end."""
+        if self.first_s is None or not isinstance(self.end, Ended) or self.end.new_tokens < 2:
+            return None
+        return (self.last_s - self.first_s) / (self.end.new_tokens - 1)
 
     async def next(self) -> Began | Piece | Ended:
         """The next event; nothing follows an Ended. Raises Refusal when there will be no answer."""

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass
 
 #: (text of a token, its log probability), the chosen token first, then the likeliest ones.
 Scores = list[tuple[str, float]]
+#: What the compute process counts and has chosen.
+Report = dict[str, int | float | str | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +98,7 @@ class Declined:
 class Figures:
     """What cache, prefetcher and link did so far."""
 
-    report: dict[str, int | float | str | None]
+    report: Report
 
 
 Order = Ask | Cancel | Inquire

@@ -88,7 +88,7 @@ class Metrics:
         self.totals["new_tokens"] += flow.end.new_tokens
         if flow.first_s is not None:
             self._first_token.observe(flow.first_s - flow.arrived_s)
-        if (seconds := seconds_per_token(flow)) is not None:
+        if (seconds := flow.seconds_per_token) is not None:
             self._per_token.observe(seconds)
 
     def watch(self, figures: Callable[[], Figures]) -> None:
@@ -98,13 +98,6 @@ class Metrics:
     def text(self) -> bytes:
         """Everything in Prometheus' text format."""
         return generate_latest(self._registry)
-
-
-def seconds_per_token(flow: Flow) -> float | None:
-    """Decode only: the first token is prefill's. None with fewer than two tokens."""
-    if flow.first_s is None or not isinstance(flow.end, Ended) or flow.end.new_tokens < 2:
-        return None
-    return (flow.last_s - flow.first_s) / (flow.end.new_tokens - 1)
 
 
 class _ReportCollector(Collector):
