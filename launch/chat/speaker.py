@@ -12,15 +12,14 @@ from collections.abc import Mapping
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from launch.chat.history import Fitted, Message, fit, plain_text
+from launch.chat.history import Fitted, Message, fit
+from launch.chat.reading import tokens_of
 from launch.chat.wire import Line
 from launch.generate import Result, compute_fds, do_job, offload_for
 from launch.job import Job
 from protocol.child import report_ready
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from compute import Offloaded
     from launch.narrator import Narrator
 
@@ -66,7 +65,7 @@ class Speaker:
         self._narrator: Narrator | None = None
         self._recall = Recall()
         self._num_answers = 0
-        self.has_template = self._tokenizer.chat_template is not None
+        self.has_template = bool(self._tokenizer.chat_template)
         config = offloaded.model.config.get_text_config()
         self.context: int | None = getattr(config, "max_position_embeddings", None)
 
@@ -100,14 +99,15 @@ class Speaker:
         torch.manual_seed(self._job.seed + self._num_answers)
         self._num_answers += 1
         model = self._offloaded.model
-        inputs = self._encode(fitted.messages)
-        prompt_ids = inputs["input_ids"][0].tolist()
+        prompt_ids = tokens_of(fitted.messages, self._tokenizer)
+        inputs = torch.tensor([prompt_ids], device=model.device)
         cache = self._recall.take(prompt_ids)
         recalled_tokens = cache.get_seq_length() if cache is not None else 0
         narrator = self._narrator = Narrator(self._tokenizer, _Pieces(self._line))
         try:
             output = model.generate(
-                **{name: tensor.to(model.device) for name, tensor in inputs.items()},
+                input_ids=inputs,
+                attention_mask=torch.ones_like(inputs),
                 **{**generation_keywords(self._job), "max_new_tokens": fitted.max_new_tokens},
                 past_key_values=cache,
                 return_dict_in_generate=True,
@@ -132,22 +132,7 @@ class Speaker:
         }
 
     def _count(self, messages: list[Message]) -> int:
-        return int(self._encode(messages)["input_ids"].shape[1])
-
-    def _encode(self, messages: list[Message]) -> Mapping[str, "Tensor"]:
-        """input_ids int64 [1, n] and what goes with them. Raises ValueError for a template that refuses."""
-        if not self.has_template:
-            plain: Mapping[str, Tensor] = self._tokenizer(plain_text(messages), return_tensors="pt")
-            return plain
-        from jinja2 import TemplateError
-
-        try:
-            encoded: Mapping[str, Tensor] = self._tokenizer.apply_chat_template(
-                messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
-            )
-        except TemplateError as error:
-            raise ValueError(f"the model's chat template refuses this conversation: {error}") from None
-        return encoded
+        return len(tokens_of(messages, self._tokenizer))
 
 
 class _Pieces:

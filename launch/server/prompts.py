@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from launch.chat.history import plain_text
+from launch.chat.reading import tokens_of
 from launch.server.messages import Ask
 from launch.server.refusals import Refusal
 
@@ -52,24 +52,11 @@ class PromptReader:
         if isinstance(ask.prompt, list):
             return ask.prompt
         if ask.prompt is not None:
-            return self._encoded(ask.prompt, with_special=True)
-        messages = ask.messages or []
-        if not self._tokenizer.chat_template:
-            return self._encoded(plain_text(messages), with_special=True)
-        return self._encoded(self._templated(messages), with_special=False)
-
-    def _encoded(self, text: str, *, with_special: bool) -> list[int]:
-        return list(self._tokenizer(text, add_special_tokens=with_special)["input_ids"])
-
-    def _templated(self, messages: list[dict[str, str]]) -> str:
-        """A template is the model's own program: whatever it raises is about these messages."""
+            return list(self._tokenizer(ask.prompt)["input_ids"])
         try:
-            return str(
-                self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-            )
-        except Exception as error:
-            text = f"the model's chat template does not take these messages: {error}"
-            raise Refusal(400, text, param="messages") from error
+            return tokens_of(ask.messages or [], self._tokenizer)
+        except ValueError as error:
+            raise Refusal(400, str(error), param="messages") from error
 
     def _room(self, ask: Ask, num_tokens: int, field: str) -> int:
         """How many tokens may follow the prompt."""
