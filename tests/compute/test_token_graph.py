@@ -144,6 +144,57 @@ def test_calls_of_two_kinds_in_one_cache_have_a_recording_each(olmoe: Model) -> 
         assert playing.recorder.num_replayed == 11 - 2 * NUM_FIRST
 
 
+def test_what_is_no_tensor_belongs_to_the_kind_of_a_call(olmoe: Model) -> None:
+    cache, token = static_cache(olmoe), prompt(batch=1, length=1)
+    with recorded(olmoe) as playing, torch.no_grad():
+        for _ in range(2 + NUM_FIRST):
+            olmoe(token, past_key_values=cache)
+        assert playing.recorder.num_replayed == 1
+        assert isinstance(olmoe(token, past_key_values=cache, return_dict=False), tuple)
+        olmoe.train()
+        olmoe(token, past_key_values=cache)
+        olmoe.eval()
+        assert playing.recorder.num_replayed == 1
+
+
+def test_a_cache_of_another_size_is_another_kind(olmoe: Model) -> None:
+    """Kernels may be chosen by it: they are not met for the first time in a recording."""
+    token = prompt(batch=1, length=1)
+    with recorded(olmoe) as playing, torch.no_grad():
+        for max_cache_len in (16, 32):
+            cache = static_cache(olmoe, max_cache_len)
+            for number in range(2 + NUM_FIRST):
+                assert playing.graphs.num_held == 0, f"call {number}"
+                olmoe(token, past_key_values=cache)
+            assert playing.graphs.num_held == 1
+            del cache
+
+
+class Lazy(torch.nn.Module):
+    """A part of a model that makes its state with the first token, and asks for a value then."""
+
+    def __init__(self, inner: torch.nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+        self.factor: float | None = None
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        if self.factor is None and hidden.shape[1] == 1:
+            self.factor = hidden.new_tensor(1.5).item()
+        scaled: torch.Tensor = self.inner(hidden) * (self.factor or 1.5)
+        return scaled
+
+
+def test_what_a_model_does_only_once_is_not_held_against_it() -> None:
+    model = tiny("olmoe")
+    model.model.norm = Lazy(model.model.norm)
+    with recorded(model) as playing:
+        found = generate(model, prompt(batch=1))
+        assert playing.graphs.notices == []
+        assert playing.recorder.num_recorded == 1
+    assert_same(launched(model, prompt(batch=1)), found)
+
+
 def test_embeddings_instead_of_ids(olmoe: Model) -> None:
     def loop() -> list[torch.Tensor]:
         cache, embed = static_cache(olmoe), olmoe.get_input_embeddings()
@@ -234,6 +285,11 @@ def nine_sequences(model: Model) -> list[torch.Tensor]:
         return [model(ids[:, :1], past_key_values=cache).logits for _ in range(6)]
 
 
+def with_an_object(model: Model) -> list[torch.Tensor]:
+    """Nobody knows what is in a list at the next token."""
+    return own_loop(model, static_cache(model), anything=["at all"])
+
+
 def a_growing_cache(model: Model) -> list[torch.Tensor]:
     return own_loop(model, DynamicCache(config=model.config))
 
@@ -260,6 +316,7 @@ def a_growing_mask(model: Model) -> list[torch.Tensor]:
         with_a_gradient,
         two_at_once,
         nine_sequences,
+        with_an_object,
         a_growing_cache,
         a_growing_mask,
     ],
