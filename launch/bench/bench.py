@@ -117,11 +117,11 @@ def _figures(arm: Arm, measured: _Measured, config: BenchConfig) -> Figures:
 def _add_bounds(
     figures: list[Figures], config: BenchConfig, store: Path, manifest: Manifest, reading: Reading
 ) -> None:
-    """Beside the arms that offload, where the resident arm has told what compute takes."""
+    """Beside the arms that offload, where a resident arm (of the same stage, if there is one) has told c."""
     measured = [each for each in figures if "error" not in each]
-    resident = next((each for each in measured if each["arm"] == "resident"), None)
+    residents = {arm.stage: each for each in measured if (arm := arm_of(each["arm"], 0)).kind == "resident"}
     offloaded = [each for each in measured if arm_of(each["arm"], 0).offloads]
-    if not offloaded or resident is None:
+    if not offloaded or not residents:
         return
     stated: float = config.link or config.rate or 0
     if not stated and config.device == "cpu":
@@ -129,6 +129,7 @@ def _add_bounds(
     is_link = config.device == "cuda" or config.link is not None
     for each in offloaded:
         means = Means(manifest.layout.stride, each.get("link_bytes_per_s", stated), is_link)
+        resident = residents.get(arm_of(each["arm"], 0).stage, next(iter(residents.values())))
         add_bound(each, resident, means, config.tg)
 
 

@@ -92,6 +92,9 @@ class BenchConfig:
         if self.device not in ("cpu", "cuda"):
             raise ValueError(f"--device is {self.device!r}; allowed: cpu, cuda")
         if self.device == "cpu":
+            staged = [name for name in self.arms if arm_of(name, self.lookahead).stage > 1]
+            if staged:
+                raise ValueError(f"--arms {staged[0]} names a stage of a CUDA device: pass --device cuda too")
             return
         if self.link is not None or self.rate is not None:
             raise ValueError(

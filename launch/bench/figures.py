@@ -56,6 +56,7 @@ def figures_of(arm: str, facts: Figures, segments: Sequence[Segment], pp: int, t
             name: [segment[name] for segment in segments] for name in ("pp_s", "tg_s", "pp_cpu_s", "tg_cpu_s")
         },
         "prediction_recall": segments[-1].get("prediction_recall"),
+        "host_share": _host_share(segments),
     }
     return figures | facts
 
@@ -92,6 +93,12 @@ def add_bound(figures: Figures, resident: Figures, means: Means, tg: int) -> Non
 def _summed(segments: Sequence[Segment], phase: str) -> Figures:
     names = segments[0][phase]
     return {name: sum(segment[phase][name] for segment in segments) for name in names}
+
+
+def _host_share(segments: Sequence[Segment]) -> float | None:
+    """The part of decode in which no pass was on a CUDA device; None on the CPU."""
+    on_device = [segment["tg_device_s"] for segment in segments if segment.get("tg_device_s") is not None]
+    return 1 - sum(on_device) / sum(segment["tg_s"] for segment in segments) if on_device else None
 
 
 def _hit_rate(counted: Figures) -> float | None:

@@ -33,6 +33,7 @@ class ArmJob:
     timeout: float | None
     direct_io: bool = False
     device: str = "cpu"
+    stage: int = 1
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))

@@ -71,6 +71,7 @@ def _job(
         num_segments=config.repeat + 1,
         timeout=config.timeout,
         device=config.device,
+        stage=arm.stage,
     )
 
 

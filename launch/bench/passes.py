@@ -5,12 +5,13 @@ each further one a single token, as in decode.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
 #: Told before each pass: (the first token of it within the segment, how many tokens).
 Announce = Callable[[int, int], None]
@@ -30,11 +31,15 @@ STORY = (
 
 
 @dataclass(frozen=True, slots=True)
-class Seconds:
-    """What one segment took."""
+class Decoded:
+    """What the tokens of a segment took together, in seconds.
 
-    pp: float
-    tg: float
+    `device_s`: of these what a CUDA device spent between the beginning and the end of a pass; the rest
+    is the host's alone. None on the CPU.
+    """
+
+    seconds: float
+    device_s: float | None
 
 
 def tokens_for(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, count: int) -> Tensor:
@@ -46,26 +51,47 @@ def tokens_for(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
     return told.repeat(1, -(-count // told.shape[1]))[:, :count]
 
 
-def run_prompt(model: PreTrainedModel, tokens: Tensor, announce: Announce) -> tuple[DynamicCache, float]:
-    """One pass over tokens [1, n]: the filled cache, and the seconds it took."""
-    cache = DynamicCache(config=model.config)
+def run_prompt(model: PreTrainedModel, tokens: Tensor, cache: Cache, announce: Announce) -> float:
+    """One pass over tokens [1, n], which fills the empty `cache`: the seconds it took."""
     announce(0, tokens.shape[1])
     started = time.perf_counter()
     model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
     _finish(model)
-    return cache, time.perf_counter() - started
+    return time.perf_counter() - started
 
 
 def run_decode(
-    model: PreTrainedModel, tokens: Tensor, first: int, cache: DynamicCache, announce: Announce
-) -> float:
-    """A pass for each of tokens [1, n] from `first` on: the seconds they took together."""
+    model: PreTrainedModel, tokens: Tensor, first: int, cache: Cache, announce: Announce
+) -> Decoded:
+    """A pass for each of tokens [1, n] from `first` on."""
+    marks: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
     started = time.perf_counter()
     for place in range(first, tokens.shape[1]):
         announce(place, 1)
-        model(input_ids=tokens[:, place : place + 1], past_key_values=cache, use_cache=True, logits_to_keep=1)
+        with _marked(model, marks):
+            model(
+                input_ids=tokens[:, place : place + 1],
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
     _finish(model)
-    return time.perf_counter() - started
+    seconds = time.perf_counter() - started
+    device_s = sum(start.elapsed_time(end) for start, end in marks) / 1e3 if marks else None
+    return Decoded(seconds, device_s)
+
+
+@contextmanager
+def _marked(model: PreTrainedModel, marks: list[tuple[torch.cuda.Event, torch.cuda.Event]]) -> Iterator[None]:
+    """Two events around what a pass puts on the device's stream."""
+    if model.device.type != "cuda":
+        yield
+        return
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    start.record()
+    yield
+    end.record()
+    marks.append((start, end))
 
 
 def _finish(model: PreTrainedModel) -> None:

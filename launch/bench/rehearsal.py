@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import torch
+from transformers import Cache, DynamicCache, StaticCache
 
 from launch.bench.arms import OFFLOADED
 from launch.bench.job import ArmJob
@@ -44,6 +45,9 @@ class Rehearsal:
         self._length = job.pp + job.tg
         tokens = tokens_for(model, tokenizer, self._length * job.num_segments)
         self._tokens = tokens.to(model.device)
+        self._static: StaticCache | None = None
+        if job.stage == 3:
+            self._static = StaticCache(config=model.config, max_cache_len=self._length)
         num_experts, top_k = shape_of(Path(job.folder))
         if job.kind == "resident":
             _touch_all(self._subject, num_experts, top_k)
@@ -52,7 +56,8 @@ class Rehearsal:
     def facts(self) -> dict[str, object]:
         """What is true of the arm before anything is measured."""
         report = self._subject.report()
-        named = ("kernel", "arrangement", "policy", "predictor", "lookahead", "slots", "frames", "bits")
+        chosen = ("kernel", "arrangement", "stage", "policy", "predictor", "lookahead")
+        named = (*chosen, "slots", "frames", "bits")
         return {
             **self._link_facts(),
             **{name: report[name] for name in named if name in report},
@@ -83,13 +88,15 @@ class Rehearsal:
         gc.collect()
         subject, job = self._subject, self._job
         before, start_s = subject.report(), time.process_time()
-        cache, pp_s = run_prompt(subject.model, tokens[:, : job.pp], announce)
+        cache = self._empty_cache()
+        pp_s = run_prompt(subject.model, tokens[:, : job.pp], cache, announce)
         between, between_s = subject.report(), time.process_time()
-        tg_s = run_decode(subject.model, tokens, job.pp, cache, announce)
+        decoded = run_decode(subject.model, tokens, job.pp, cache, announce)
         end_s, after = time.process_time(), subject.report()
         return {
             "pp_s": pp_s,
-            "tg_s": tg_s,
+            "tg_s": decoded.seconds,
+            "tg_device_s": decoded.device_s,
             "pp_cpu_s": between_s - start_s,
             "tg_cpu_s": end_s - between_s,
             "pp": _growth(before, between),
@@ -97,6 +104,13 @@ class Rehearsal:
             "prediction_recall": after.get("prediction_recall"),
             "peak_rss_bytes": peak_rss_bytes(subject.loader_pid),
         }
+
+    def _empty_cache(self) -> Cache:
+        """A token's graph is recorded for one cache: the same for every segment."""
+        if self._static is None:
+            return DynamicCache(config=self._subject.model.config)
+        self._static.reset()
+        return self._static
 
     def _open_routing(self, num_experts: int, top_k: int) -> Routing | None:
         job, subject = self._job, self._subject
@@ -111,6 +125,7 @@ class Rehearsal:
             most_tokens=self._length * job.num_segments,
             recall=recall,
             seed=job.seed,
+            device=subject.model.device,
         )
         if routing.num_tokens < self._length:
             raise ValueError(

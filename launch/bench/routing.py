@@ -19,26 +19,30 @@ from compute.trace_file import read
 
 Index = npt.NDArray[np.int64]
 
+_CPU = torch.device("cpu")
+
 
 class Routing:
     """What the next forward pass will choose; nothing is imposed before `show`.
 
-    `chosen` and `guessed` [tokens, layers, k] are the trace's choices and the gate's answers.
+    `chosen` and `guessed` [tokens, layers, k] are the trace's choices and the gate's answers. They are
+    kept on the model's `device`; those of a single token always in one place, where a graph finds them.
     """
 
-    def __init__(self, chosen: Index, guessed: Index) -> None:
-        self._chosen = torch.from_numpy(chosen)
-        self._guessed = torch.from_numpy(guessed)
-        self._now: tuple[Tensor, Tensor] | None = None
+    def __init__(self, chosen: Index, guessed: Index, device: torch.device = _CPU) -> None:
+        self._told = torch.stack([torch.from_numpy(chosen), torch.from_numpy(guessed)]).to(device)
+        self._one_token = self._told[:, :1].clone()
+        self._now: Tensor | None = None
 
     @property
     def num_tokens(self) -> int:
-        return len(self._chosen)
+        return self._told.shape[1]
 
     def show(self, first: int, num_tokens: int) -> None:
         """The next pass is over the trace's tokens from `first` on."""
-        span = slice(first, first + num_tokens)
-        self._now = self._chosen[span], self._guessed[span]
+        self._now = self._told[:, first : first + num_tokens]
+        if num_tokens == 1:
+            self._now = self._one_token.copy_(self._now)
 
     def impose_on(self, experts: Sequence[nn.Module], routers: Sequence[nn.Module | None]) -> None:
         """Speak for every layer of a model; `routers` are those that a gate may ask."""
@@ -92,6 +96,7 @@ def recorded(
     most_tokens: int,
     recall: float = 1.0,
     seed: int = 0,
+    device: torch.device = _CPU,
 ) -> Routing:
     """The routing of a trace file, cut to the layers of a model; tokens with a gap are left out.
 
@@ -105,7 +110,7 @@ def recorded(
         )
     chosen = trace.experts[:, :num_layers].astype(np.int64)
     chosen = chosen[(chosen >= 0).all(axis=(1, 2))][:most_tokens]
-    return Routing(chosen, guess(chosen, num_experts, recall, seed))
+    return Routing(chosen, guess(chosen, num_experts, recall, seed), device)
 
 
 def guess(chosen: Index, num_experts: int, recall: float, seed: int) -> Index:

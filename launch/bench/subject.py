@@ -67,6 +67,7 @@ def _ours(job: ArmJob, opened: ExitStack) -> Subject:
             slots=job.slots,
             arrangement=job.arrangement,
             device=job.device,
+            stage=job.stage,
             link=job.link,
             policy=job.policy,
             predictor="gate" if job.lookahead else "none",

@@ -41,7 +41,8 @@ def bench(
         typer.Option(
             metavar="LIST",
             help="Of resident, offload, oracle, transformers, accelerate, by commas; offload@2 looks 2 "
-            "layers ahead [default: resident, offload, and transformers where there is a checkpoint].",
+            "layers ahead, offload@2:3 does so in stage 3 of a CUDA device [default: resident, offload, and "
+            "transformers where there is a checkpoint].",
         ),
     ] = None,
     pp: Annotated[int, typer.Option("--pp", metavar="N", help="Tokens of the prompt (prefill).")] = 64,

@@ -57,3 +57,11 @@ def test_an_arm_that_could_not_run_has_every_figure_empty() -> None:
     figures = failed("accelerate", "why")
     assert figures["error"] == "why"
     assert {figures[name] for name in figures if name not in ("arm", "error")} == {None}
+
+
+def test_the_hosts_share_is_what_no_pass_was_on_the_device_for() -> None:
+    counted = {"pp": {}, "tg": {}, "pp_s": 1.0, "pp_cpu_s": 1.0, "tg_cpu_s": 1.0, "peak_rss_bytes": 1}
+    segments = [{**counted, "tg_s": 2.0, "tg_device_s": 1.5}, {**counted, "tg_s": 2.0, "tg_device_s": 1.7}]
+    assert figures_of("offload", {}, segments, 1, 1)["host_share"] == pytest.approx(0.2)
+    segments = [{**counted, "tg_s": 2.0, "tg_device_s": None}]
+    assert figures_of("offload", {}, segments, 1, 1)["host_share"] is None

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from support.stopwatch import Stopwatch
+from transformers import DynamicCache
 
 from compute import Offloaded, offload
 from compute.client import LoaderClient
@@ -111,7 +112,8 @@ def _decode(offloaded: Offloaded, number: int, watch: Stopwatch) -> float:
     length = PROMPT + DECODE
     tokens = tokens_for(offloaded.model, offloaded.tokenizer, length * (SEGMENTS + 1))
     tokens = tokens[:, number * length : (number + 1) * length]
-    cache, _ = run_prompt(offloaded.model, tokens[:, :PROMPT], lambda place, count: None)
+    cache = DynamicCache(config=offloaded.model.config)
+    run_prompt(offloaded.model, tokens[:, :PROMPT], cache, lambda place, count: None)
     watch.clear()
     started_s = time.thread_time()
     run_decode(offloaded.model, tokens, PROMPT, cache, lambda place, count: None)

@@ -33,6 +33,7 @@ COLUMNS = (
     ("bound", "{}"),
     ("bound_tokens_per_second", "{:.1f}"),
     ("efficiency", "{:.1%}"),
+    ("host_share", "{:.1%}"),
 )
 
 Json = dict[str, Any]
@@ -126,7 +127,8 @@ def kernel(clock: Clock) -> Step:
 
 def bench(clock: Clock, given: argparse.Namespace, share: int, num_experts: int) -> Step:
     slots = str(max(num_experts * share // 100, 1))
-    arms = "resident,offload@0,offload@1" + (",transformers,accelerate" if share == STOCK_SHARE else "")
+    arms = "resident,resident:3,offload@0,offload@1,offload@0:3,offload@1:3"
+    arms += ",offload@1:2,transformers,accelerate" if share == STOCK_SHARE else ""
     argv = [*sidestage(), "bench", "--device", "cuda", "--shape", given.shape, "--layers", str(given.layers)]
     argv += ["--slots", slots, "--arms", arms, "--pp", "32", "--tg", "64", "--repeat", "2", "--json", "-"]
     argv += ["--routing", given.routing] if given.routing else []
