@@ -42,7 +42,7 @@ class FakeGraph:
     cuda: FakeCuda
 
     def __init__(self) -> None:
-        self.has_ended = self.uses_pool = False
+        self.has_ended = self.uses_pool = self.was_reset = False
 
     def capture_begin(self, pool: tuple[int, int] | None = None, *, capture_error_mode: str) -> None:
         assert capture_error_mode == "thread_local"
@@ -71,6 +71,7 @@ class FakeGraph:
         if self.has_ended and self.uses_pool:
             self.cuda.pool_users -= 1
         self.has_ended = False
+        self.was_reset = True
 
 
 class FakePool:
@@ -169,6 +170,7 @@ def test_a_failed_capture_leaves_nothing_behind(
         assert str(caught.value) == "no such kernel", "what went wrong first is what is raised"
     assert not cuda.is_capturing and not cuda.is_in_capture
     assert cuda.pool_users == 1
+    assert [graph.was_reset for graph in recorder._failed] == [True], "so that it releases nothing later"
     assert gc.isenabled()
     assert cuda.done[-2:] == ["begin in memory of its own", "end"], "the generator is out of the capture"
     recorder.record(lambda: "again")
