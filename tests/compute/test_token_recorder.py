@@ -21,16 +21,16 @@ class FakeCuda:
     done: list[str] = field(default_factory=list)
     pool_users: int = 1
     is_capturing: bool = False
-    is_in_capture: bool = False
+    allocating_to: set[object] = field(default_factory=set)
     is_invalid: bool = False
     ends_allocation_itself: bool = False
     stream: str = "main"
 
     def end_allocation(self, index: int, pool: tuple[int, int]) -> None:
         assert (index, pool) == (0, POOL)
-        if not self.is_in_capture:
+        if pool not in self.allocating_to:
             raise RuntimeError("endAllocatePool: not currently recording to mempool_id")
-        self.is_in_capture = False
+        self.allocating_to.remove(pool)
         self.done.append("end allocation")
 
     def release_pool(self, index: int, pool: tuple[int, int]) -> None:
@@ -47,9 +47,10 @@ class FakeGraph:
     def capture_begin(self, pool: tuple[int, int] | None = None, *, capture_error_mode: str) -> None:
         assert capture_error_mode == "thread_local"
         assert not self.cuda.is_capturing, "one capture at a time"
-        self.uses_pool = pool == POOL
+        self.pool, self.uses_pool = pool or id(self), pool == POOL
         self.cuda.pool_users += self.uses_pool
-        self.cuda.is_capturing = self.cuda.is_in_capture = True
+        self.cuda.is_capturing = True
+        self.cuda.allocating_to.add(self.pool)
         self.cuda.done.append("begin" if pool else "begin in memory of its own")
 
     def capture_end(self) -> None:
@@ -58,7 +59,7 @@ class FakeGraph:
         self.cuda.is_capturing = False
         is_good, self.cuda.is_invalid = not self.cuda.is_invalid, False
         if is_good or self.cuda.ends_allocation_itself:
-            self.cuda.is_in_capture = False
+            self.cuda.allocating_to.remove(self.pool)
         if not is_good:
             raise RuntimeError("operation failed due to a previous error during capture")
         self.has_ended = True
@@ -168,7 +169,7 @@ def test_a_failed_capture_leaves_nothing_behind(
         recorder.record(lambda: work(cuda))
     if work is refused:
         assert str(caught.value) == "no such kernel", "what went wrong first is what is raised"
-    assert not cuda.is_capturing and not cuda.is_in_capture
+    assert not cuda.is_capturing and not cuda.allocating_to
     assert cuda.pool_users == 1
     assert [graph.was_reset for graph in recorder._failed] == [True], "so that it releases nothing later"
     assert gc.isenabled()
