@@ -133,15 +133,14 @@ def _generate(job: Job, offloaded: "Offloaded", text: TextIO) -> Result:
     from transformers import StoppingCriteriaList
 
     from launch.narrator import Narrator
-    from launch.sampling import check_length, generation_keywords
+    from launch.sampling import check_length, context_of, generation_keywords
 
     model, tokenizer = offloaded.model, offloaded.tokenizer
     if tokenizer is None:
         raise ValueError("the model has no tokenizer: a prompt cannot be read; use offload() from Python")
     inputs = tokenizer(job.prompt, return_tensors="pt").to(model.device)
     prompt_tokens = int(inputs["input_ids"].shape[1])
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    check_length(prompt_tokens, job.max_new_tokens, context)
+    check_length(prompt_tokens, job.max_new_tokens, context_of(model))
     torch.manual_seed(job.seed)
     narrator = Narrator(tokenizer, text if job.streams else None)
     _drain_on_interrupt(narrator)

@@ -1,7 +1,15 @@
-"""How the command line's words become keywords of `generate`. Pure; the model's own defaults stay."""
+"""How the command line's words become keywords of `generate`, and what a context has room for.
+
+Pure; the model's own defaults stay.
+"""
+
+from typing import TYPE_CHECKING
 
 from launch.config import RunConfig
 from launch.job import Job
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Keywords = dict[str, bool | int | float]
 
@@ -28,6 +36,12 @@ def generation_keywords(job: Job | RunConfig) -> Keywords:
     if job.repetition_penalty is not None:
         keywords["repetition_penalty"] = job.repetition_penalty
     return keywords
+
+
+def context_of(model: "PreTrainedModel") -> int | None:
+    """Tokens that the model can attend to; None: its config does not say."""
+    context: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return context
 
 
 def check_length(prompt_tokens: int, max_new_tokens: int, context: int | None) -> None:

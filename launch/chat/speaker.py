@@ -17,6 +17,7 @@ from launch.chat.reading import tokens_of
 from launch.chat.wire import Line
 from launch.generate import Result, compute_fds, do_job, offload_for
 from launch.job import Job
+from launch.sampling import context_of, generation_keywords
 from protocol.child import report_ready
 
 if TYPE_CHECKING:
@@ -66,8 +67,7 @@ class Speaker:
         self._recall = Recall()
         self._num_answers = 0
         self.has_template = bool(self._tokenizer.chat_template)
-        config = offloaded.model.config.get_text_config()
-        self.context: int | None = getattr(config, "max_position_embeddings", None)
+        self.context = context_of(offloaded.model)
 
     def stop(self, number: int, frame: FrameType | None) -> None:
         """SIGINT: the answer under way, if there is one, ends with its current token."""
@@ -94,7 +94,6 @@ class Speaker:
         from transformers import StoppingCriteriaList
 
         from launch.narrator import Narrator
-        from launch.sampling import generation_keywords
 
         torch.manual_seed(self._job.seed + self._num_answers)
         self._num_answers += 1

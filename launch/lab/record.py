@@ -20,7 +20,7 @@ from launch.lab.config import RecordConfig
 from launch.lab.progress import progress
 from launch.output import write_json
 from launch.plan import SHIPPED_MODEL
-from launch.sampling import check_length, generation_keywords
+from launch.sampling import check_length, context_of, generation_keywords
 from launch.summary import summary_lines
 from protocol.manifest import Manifest
 from protocol.units import format_size
@@ -130,7 +130,7 @@ def _continue_prompts(
     model, tokenizer = offloaded.model, _tokenizer(offloaded)
     inputs = [tokenizer(prompt, return_tensors="pt").to(model.device) for prompt in prompts]
     for given in inputs:
-        check_length(given["input_ids"].shape[1], run.max_new_tokens, _context(offloaded))
+        check_length(given["input_ids"].shape[1], run.max_new_tokens, context_of(offloaded.model))
     with progress("recording prompts") as show:
         for place, given in enumerate(inputs):
             torch.manual_seed(seed)
@@ -145,7 +145,7 @@ def _force_text(offloaded: "Offloaded", recorder: "TraceRecorder", text: str, co
 
     tokens: list[int] = _tokenizer(offloaded)(text, verbose=False)["input_ids"]
     tokens = tokens[: config.tokens]
-    width = _window(config.window, _context(offloaded))
+    width = _window(config.window, context_of(offloaded.model))
     with progress("recording tokens") as show, torch.inference_mode():
         for first in range(0, len(tokens), width):
             window = tokens[first : first + width]
@@ -171,12 +171,6 @@ def _tokenizer(offloaded: "Offloaded"):  # type: ignore[no-untyped-def]
     if offloaded.tokenizer is None:
         raise ValueError("the model has no tokenizer: its text cannot be read")
     return offloaded.tokenizer
-
-
-def _context(offloaded: "Offloaded") -> int | None:
-    """Tokens that the model can attend to; None: it does not say."""
-    context: int | None = getattr(offloaded.model.config.get_text_config(), "max_position_embeddings", None)
-    return context
 
 
 def _window(asked: int | None, context: int | None) -> int:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from compute import experts
 from compute.cache_folder import Quantization, check_quantization
+from launch.sampling import context_of
 from loader.anatomy import Anatomy, study
 from loader.quantize import plan_layout
 from loader.source import INDEX_FILE, hub_folder, is_store, local_folder
@@ -60,7 +61,7 @@ def subject_of(model: str, quantization: Quantization, context: int | None) -> S
         check_quantization(folder, manifest, quantization)
     else:
         manifest = _planned_manifest(model, anatomy, quantization)
-    longest = getattr(anatomy.model.config.get_text_config(), "max_position_embeddings", None)
+    longest = context_of(anatomy.model)
     length = _length(context, longest)
     hidden, intermediate = _sides(anatomy)
     dense, worked = _dense(anatomy)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from launch.chat.reading import tokens_of
+from launch.sampling import context_of
 from launch.server.messages import Ask
 from launch.server.refusals import Refusal
 
@@ -31,9 +32,8 @@ class PromptReader:
     """Reads requests for one model."""
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-        config = model.config.get_text_config()
-        self.context: int | None = getattr(config, "max_position_embeddings", None)
-        self._vocabulary: int = config.vocab_size
+        self.context = context_of(model)
+        self._vocabulary: int = model.config.get_text_config().vocab_size
         self._own_max_tokens: int | None = model.generation_config.max_new_tokens
         self._tokenizer = deepcopy(tokenizer)
 
