@@ -17,6 +17,8 @@ from protocol.errors import StoreError
 from protocol.manifest import MANIFEST_FILE, Manifest
 from protocol.units import format_size
 
+PARTIAL_SUFFIX = ".partial"
+
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
@@ -33,7 +35,7 @@ class StorePlace:
 
     def __init__(self, store: Path) -> None:
         self.store = store
-        self.partial = store.with_name(store.name + ".partial")
+        self.partial = store.with_name(store.name + PARTIAL_SUFFIX)
         self.lock = store.with_name(store.name + ".lock")
 
     def holds(self, wanted: Wanted) -> bool:

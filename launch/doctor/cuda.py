@@ -17,7 +17,7 @@ from launch.doctor.finding import Finding
 from protocol.units import format_size
 
 _PROBE_TIMEOUT_S = 120.0
-#: Speeds at which a link or a frame is not what the machine could have.
+#: Bytes a second below which a link is not what the machine could have.
 _SLOW_LINK = 6e9
 
 Facts = dict[str, object]

@@ -38,9 +38,9 @@ def facts() -> dict[str, object]:
 
 def _kernels() -> str:
     """How fast the kernel reads experts out of the device's memory, in one sentence."""
-    missing = open_kernel(gated_layout(*_SHAPE, "4", 64), "cuda")
-    if isinstance(missing, str):
-        return f"torch multiplies experts: {missing}"
+    kernel = open_kernel(gated_layout(*_SHAPE, "4", 64), "cuda")
+    if isinstance(kernel, str):
+        return f"torch multiplies experts: {kernel}"
     from compute.kernels.triton_measure import measure_on_device
 
     figures = measure_on_device(*_SHAPE)

@@ -1,6 +1,7 @@
 """What a check answers, and how that reads. A section is a function that yields findings.
 
-A check changes nothing that it does not put back, and imports no torch.
+A check changes nothing that it does not put back, and imports no torch. (Whoever makes a socket folder
+clears away those of dead loaders, and so does the check that tries it.)
 """
 
 from collections.abc import Callable, Iterable

@@ -13,14 +13,13 @@ from pathlib import Path
 
 from compute.cache_folder import cache_home
 from launch.doctor.finding import Finding
-from loader.store import StorePlace
+from loader.store import PARTIAL_SUFFIX, StorePlace
 from protocol.errors import SidestageError, StoreError
 from protocol.folder import create_folder, living_doors, remove_folder
 from protocol.manifest import Manifest
 from protocol.units import format_size
 
 _FIX = "sidestage doctor --clean"
-_PARTIAL = ".partial"
 #: Folders in the temporary one that a killed command leaves; nothing tells whose they were but their age.
 _TEMPORARY = ("sidestage-timeline-", "sidestage-stress-", "sidestage-accelerate-")
 _OLD_S = 86400.0
@@ -57,8 +56,8 @@ def clean() -> Iterator[Finding]:
         shutil.rmtree(folder, ignore_errors=True)
     for folder in left.conversions:
         _remove_conversion(folder)
-    for kind in ("sockets", "conversions", "broken", "temporary"):
-        yield from (_outcome(folder) for folder in getattr(left, kind))
+    for folder in (*left.sockets, *left.conversions, *left.broken, *left.temporary):
+        yield _outcome(folder)
 
 
 def sockets() -> Finding:
@@ -136,7 +135,7 @@ def _unusable_stores(stores: Path) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
     if not stores.is_dir():
         return (), ()
     folders = sorted(entry for entry in stores.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    conversions = [entry for entry in folders if entry.name.endswith(_PARTIAL)]
+    conversions = [entry for entry in folders if entry.name.endswith(PARTIAL_SUFFIX)]
     broken = [entry for entry in folders if entry not in conversions and not _is_whole(entry)]
     return tuple(entry for entry in conversions if _is_idle(entry)), tuple(broken)
 
@@ -159,7 +158,7 @@ def _remove_conversion(partial: Path) -> None:
 
 
 def _store_of(partial: Path) -> Path:
-    return partial.with_name(partial.name.removesuffix(_PARTIAL))
+    return partial.with_name(partial.name.removesuffix(PARTIAL_SUFFIX))
 
 
 def _is_whole(store: Path) -> bool:

@@ -71,7 +71,7 @@ def compiled_kernel() -> Finding:
     """Whether the CPU kernel was compiled at installation, and if not, whether it could be."""
     if LIBRARY.is_file():
         return Finding("cpu kernel", "ok", str(LIBRARY))
-    names = (*shlex.split(os.environ.get("CC", ""))[:1], "cc", "gcc", "clang")
+    names = shlex.split(os.environ.get("CC", ""))[:1] or ("cc", "gcc", "clang")
     if any(shutil.which(name) for name in names):
         fix = "python -m compute.kernels.build"
         return Finding("cpu kernel", "warn", "not compiled, torch computes meanwhile", fix)

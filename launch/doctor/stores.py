@@ -1,5 +1,6 @@
 """Whether every byte of a store is the one that its conversion wrote."""
 
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +18,10 @@ def store_integrity(store: Path) -> Finding:
     try:
         manifest = Manifest.read(store)
         manifest.check_shards(store)
-        files = StoreFiles(store, manifest, verify=True)
-        try:
+        with closing(StoreFiles(store, manifest, verify=True)) as files:
             blob = np.empty(manifest.layout.stride, np.uint8)
             for key in range(manifest.num_keys):
                 files.read(key, blob)
-        finally:
-            files.close()
     except (SidestageError, OSError) as error:
         return Finding(name, "fail", str(error), "remove it and convert again")
     size = format_size(manifest.expert_bytes_total)
