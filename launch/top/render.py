@@ -33,7 +33,8 @@ _LEGEND = (
 _MIN_WIDTH = 40
 #: Characters for one expert, where there is room.
 _MOST_WIDE = 2
-#: Lines beside the map: four above, one below, and one for the cursor.
+#: Lines beside the map: title and loader, which fold, and the clients' head above it; below it the note
+#: on its scale, the legend, and the cursor.
 _OTHER_LINES = 8
 
 

@@ -24,8 +24,6 @@ def top(
     """Watch a running loader and its clients: who is in a slot, hits and misses, the queue, the traffic.
 
     Ctrl-C ends it. Where stdout is no terminal, and with --json, one frame is all.
-
-    Example: sidestage top --once
     """
     with sentences():
         from compute.patience import timeout_setting
