@@ -67,7 +67,7 @@ def run(
     with sentences():
         from launch.config import run_config
 
-        config = run_config({**words, "json": json, "timeline": timeline, **given})
+        config = run_config({**words, **given})
         from launch.run import run_model
 
         raise typer.Exit(run_model(config))

@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 
 from launch.config import RunConfig
 from launch.log import log_to_stderr
+from launch.options import INTERRUPTED
 from launch.output import check_place, write_json
 from launch.plan import Plan, plan_run
 from launch.summary import as_json, summary_lines
@@ -20,7 +21,6 @@ from protocol.timeline import merge
 
 #: A beginning from the shipped model's own world; as good as any for another model.
 DEFAULT_PROMPT = "Once upon a time there was a king who"
-INTERRUPTED = 130
 
 
 def run_model(config: RunConfig) -> int:
