@@ -87,6 +87,7 @@ def open_stage(
             supply=stage.supply,
             begin_pass=stage.note_pass,
             told=stage.tell,
+            watchers=stage.observers,
             timeout_s=timeout_s,
         )
     return OpenedStage(stage, settings.stage if ground else 1, notices)

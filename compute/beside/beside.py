@@ -4,7 +4,7 @@ What a stage hands its small layer-steps to in stages 2 and 3, and what a token'
 and replayed through. Steps that the host takes part in are the stage's own, after `catch_up`.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -12,18 +12,31 @@ from torch import Tensor, nn
 
 from compute.beside.device_path import DevicePath
 from compute.beside.follower import BegunPass, Follower, Launched
+from compute.beside.resolver import MAX_ROWS
 from compute.kernels.triton_plan import MAX_DECODE_TOKENS
 
 
 class Beside:
-    """`settle`: called before anything is launched in a pass (a caller may have changed streams)."""
+    """`settle`: called before anything is launched in a pass (a caller may have changed streams).
+
+    `watchers`: who wants to see every layer-step; while there are any, the host takes part in it.
+    """
 
     def __init__(
-        self, path: DevicePath, follower: Follower, num_layers: int, settle: Callable[[], object]
+        self,
+        path: DevicePath,
+        follower: Follower,
+        *,
+        num_layers: int,
+        top_k: int,
+        watchers: Sequence[object],
+        settle: Callable[[], object],
     ) -> None:
         self._path = path
         self._follower = follower
         self._num_layers = num_layers
+        self._watchers = watchers
+        self._most_tokens = min(MAX_DECODE_TOKENS, MAX_ROWS // top_k)
         self._settle = settle
         self._clock = 0
         self._recorded_now: list[Launched] | None = None
@@ -43,8 +56,8 @@ class Beside:
         }
 
     def takes(self, num_tokens: int) -> bool:
-        """Whether a layer-step of so many tokens is for the device alone."""
-        return num_tokens <= MAX_DECODE_TOKENS
+        """Whether a layer-step of so many tokens is for the device alone, as things are now."""
+        return num_tokens <= self._most_tokens and not self._watchers
 
     def begin_pass(self, clock: int, num_tokens: int, is_new_sequence: bool) -> None:
         """A forward pass begins, whose layer 0 is layer-step `clock`."""

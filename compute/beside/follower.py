@@ -87,6 +87,7 @@ class Follower:
         self._timeout_s = timeout_s
         self._queue: deque[Launched | BegunPass] = deque()
         self._num_launched = 0
+        self._last_clock = -1
         self._epoch_before = -1
 
     # --- what the compute thread has done -------------------------------------------------------
@@ -97,6 +98,8 @@ class Follower:
     def launched(self, step: Launched) -> None:
         """The mailbox must have a free row: see `make_room`."""
         assert self._num_launched < self._mailbox.num_cells, "a row would be overwritten unread"
+        assert step.clock > self._last_clock, f"layer {step.layer} was launched twice in one pass"
+        self._last_clock = step.clock
         self._queue.append(step)
         self._num_launched += 1
 

@@ -1,7 +1,7 @@
 """What stages 2 and 3 need, opened: whether they are possible here, shared words, table, slots on loan."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -102,9 +102,10 @@ def open_beside(
     supply: Supply,
     begin_pass: Callable[[int, bool], None],
     told: Callable[[int, int], None],
+    watchers: Sequence[object],
     timeout_s: float,
 ) -> Beside:
-    """`begin_pass` and `told`: see `Follower`."""
+    """`begin_pass` and `told`: see `Follower`; `watchers`: see `Beside`."""
     assert isinstance(kernel, AddressedKernel)
     residency = ground.residency
     is_whole = residency.num_slots == manifest.num_keys
@@ -137,7 +138,14 @@ def open_beside(
         blob_bytes=manifest.layout.stride,
         device=driver.device,
     )
-    return Beside(path, follower, manifest.num_layers, driver.mark_uses)
+    return Beside(
+        path,
+        follower,
+        num_layers=manifest.num_layers,
+        top_k=manifest.top_k,
+        watchers=watchers,
+        settle=driver.mark_uses,
+    )
 
 
 def _num_offered(manifest: Manifest, num_slots: int) -> int:

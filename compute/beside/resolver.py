@@ -9,6 +9,9 @@ from torch import Tensor
 
 from compute.beside.words import DeviceWords
 
+#: Routed rows of a layer-step that can be resolved at once.
+MAX_ROWS = 128
+
 #: Words of a resolver's `state`, int64 on the device. STEP: the layer-step of the pass's layer 0.
 #: POPPED: open slots taken so far. OFFERED: what the step before read of PUSHED.
 STEP, POPPED, OFFERED = range(3)
@@ -29,7 +32,7 @@ class Resolver(Protocol):
         addresses: Tensor,
         sources: Tensor,
     ) -> None:
-        """One layer-step. `index` int64 [T, K] contiguous; `predicted` int64 [P] or None.
+        """One layer-step. `index` int64 [T, K] contiguous, MAX_ROWS at most; `predicted` int64 [P] or None.
 
         Writes int64 [T * K] each: `addresses`, where each row's expert is read, 0 for an index that is
         no expert; `sources`, where `gather` must first bring it from, 0 where nothing is to be brought.

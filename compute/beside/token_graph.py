@@ -37,6 +37,9 @@ Forward = Callable[..., ModelOutput]
 class Runner(Protocol):
     """What the MoE layers need to be told. An error of its own in `recording` ends the recordings."""
 
+    def takes(self, num_tokens: int) -> bool:
+        """Whether the device runs a token of so many sequences without the host, as things are now."""
+
     def recording(self) -> AbstractContextManager[None]:
         """Inside, the MoE layers only launch: the host follows, asks and copies nothing, marks no event."""
 
@@ -107,7 +110,9 @@ class TokenGraphs:
             call = None
             if not self._is_over:
                 call = Call.of(names, args, kwargs, self._recorder.device, model.training)
-            return self._answer(model, method, call) if call else method(*args, **kwargs)
+            if call is None or not self._runner.takes(call.num_tokens):
+                return method(*args, **kwargs)
+            return self._answer(model, method, call)
 
         model.forward = forward
 

@@ -14,11 +14,9 @@ import triton.language as tl
 from torch import Tensor
 
 from compute.beside import resolver, words
+from compute.beside.resolver import MAX_ROWS
 from compute.beside.words import DeviceWords
 from compute.kernels.triton_launch import Launch
-
-#: Routed rows of a layer-step that one program resolves.
-MAX_ROWS = 128
 
 _STEP, _POPPED, _OFFERED = map(tl.constexpr, (resolver.STEP, resolver.POPPED, resolver.OFFERED))
 _EPOCH, _PUSHED, _IN_SLOT = map(tl.constexpr, (words.EPOCH, words.PUSHED, words.IN_SLOT))

@@ -537,3 +537,16 @@ def test_a_forward_that_is_recorded_looks_like_itself(olmoe: Model) -> None:
     before = list(inspect.signature(olmoe.forward).parameters)
     with recorded(olmoe):
         assert list(inspect.signature(olmoe.forward).parameters) == before
+
+
+def test_while_somebody_watches_the_host_runs_every_token(olmoe: Model) -> None:
+    expected = launched(olmoe, prompt(batch=1))
+    with recorded(olmoe) as playing:
+        generate(olmoe, prompt(batch=1))
+        before = playing.recorder.num_replayed
+        playing.runner.is_watched = True
+        assert_same(generate(olmoe, prompt(batch=1)), expected)
+        assert playing.recorder.num_replayed == before
+        playing.runner.is_watched = False
+        assert_same(generate(olmoe, prompt(batch=1)), expected)
+        assert playing.recorder.num_replayed > before

@@ -2,15 +2,14 @@
 
 import os
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
+from support.on_gpu import NUM_KEYS, PROMPT, SLOTS, TOP_K, greedy, on_gpu
 from transformers import AutoModelForCausalLM
 
-from compute import Offloaded, offload
+from compute import offload
 from compute.transports import page_lock
 from compute.transports.cuda_driver import CudaDriver
 from compute.transports.driver import DriverError
@@ -18,16 +17,6 @@ from protocol.errors import MemoryBudgetError
 from protocol.manifest import Manifest
 
 pytestmark = pytest.mark.gpu
-
-TOP_K, NUM_KEYS = 4, 192
-PROMPT = torch.tensor([[5, 17, 99, 3, 42, 7, 60, 12, 90, 41]])
-SLOTS = (TOP_K, TOP_K + 1, 48, NUM_KEYS)
-
-
-@contextmanager
-def on_gpu(store: Path, **settings: object) -> Iterator[Offloaded]:
-    with offload(store, device="cuda", **settings) as offloaded:  # type: ignore[arg-type]
-        yield offloaded
 
 
 def logits_of(model: torch.nn.Module, num_steps: int = 8) -> torch.Tensor:
@@ -41,20 +30,6 @@ def logits_of(model: torch.nn.Module, num_steps: int = 8) -> torch.Tensor:
             ids = out.logits[:, -1:].argmax(-1)
             out = model(input_ids=ids, past_key_values=out.past_key_values, use_cache=True)
     return torch.cat([*found, out.logits], dim=1).cpu()
-
-
-def greedy(model: torch.nn.Module, num_new: int = 12) -> list[list[int]]:
-    out = model.generate(  # type: ignore[operator]
-        PROMPT.to(model.device),
-        do_sample=False,
-        repetition_penalty=1.0,
-        max_new_tokens=num_new,
-        min_new_tokens=num_new,
-        eos_token_id=None,
-        pad_token_id=0,
-    )
-    ids: list[list[int]] = out.tolist()
-    return ids
 
 
 def ram_for(store: Path, num_frames: int) -> int:

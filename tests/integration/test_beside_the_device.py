@@ -5,6 +5,8 @@ what is tested is what the host does beside them. A device that runs behind, and
 events, is tests/compute/test_following.py's.
 """
 
+import os
+import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -18,10 +20,12 @@ from support.token_tape import Tape
 from transformers import AutoModelForCausalLM
 
 from compute.assembly import assemble
+from compute.beside.follower import Launched
 from compute.cache_folder import Quantization
 from compute.offloaded import Offloaded
 from compute.recording import Recording
 from compute.settings import Settings
+from protocol.errors import ModelError
 
 TOP_K, NUM_KEYS = 4, 192
 
@@ -114,3 +118,72 @@ def check_counters(report: dict[str, object], slots: int, lookahead: int) -> Non
     assert figures["hits"] > 0 and figures["experts_landed"] > 0
     assert (figures["evictions"] > 0) == (slots < NUM_KEYS)
     assert (figures["prefetch_used"] > 0) == (lookahead > 0)
+
+
+def test_whoever_watches_sees_every_layer_step_and_the_tokens_stay(
+    store_none: Path, static_tokens: Tokens
+) -> None:
+    tape, seen = Tape(), []
+    with offloaded_to(store_none, FakeDriver(rate=20e9), tape, stage=3) as offloaded:
+        greedy(offloaded.model)
+        num_before = tape.num_replayed
+        offloaded.stage.observers.append(lambda layer, index, *rest: seen.append((layer, len(index))))
+        assert greedy(offloaded.model) == static_tokens
+        assert tape.num_replayed == num_before, "a recording runs past whoever watches"
+    num_layers = 6
+    assert len(seen) == (10 + 4) * num_layers
+    assert [layer for layer, _ in seen] == list(range(num_layers)) * 14
+
+
+@pytest.mark.parametrize(
+    ("named", "reason"),
+    [
+        ({"arrangement": "auto", "ram": 2 * 2**20}, "the arrangement is staged"),
+        ({"policy": "reuse-distance-probs"}, "hears the router's whole distribution"),
+    ],
+)
+def test_what_stands_in_the_way_of_stage_3_is_said_and_stage_1_runs(
+    store_none: Path, stock_tokens: Tokens, named: dict[str, object], reason: str
+) -> None:
+    driver = FakeDriver(rate=20e9)
+    with offloaded_to(store_none, driver, **{"stage": 3, **named}) as offloaded:
+        assert greedy(offloaded.model) == stock_tokens
+        assert offloaded.report()["stage"] == 1
+        (notice,) = (notice for notice in offloaded.notices if "--stage 3" in notice)
+    assert "stage 1 runs instead" in notice and reason in notice
+    assert not driver.locked
+
+
+def test_a_device_that_does_not_read_host_memory_in_place_is_a_reason(store_none: Path) -> None:
+    with offloaded_to(store_none, FakeDriver(reads_in_place=False), stage=2) as offloaded:
+        assert "does not read page-locked memory" in "".join(offloaded.notices)
+        assert offloaded.report()["stage"] == 1
+
+
+def test_a_router_that_names_no_expert_is_an_error(store_none: Path) -> None:
+    with offloaded_to(store_none, FakeDriver(rate=20e9), stage=2) as offloaded:
+        module = offloaded.moe_layers[3].experts
+        hidden, weights = torch.zeros(1, 192, dtype=torch.bfloat16), torch.ones(1, TOP_K)
+        offloaded.stage.begin_pass(1, False)
+        with torch.no_grad(), pytest.raises(ModelError, match="chose expert 32 of a layer with 32"):
+            module(hidden, torch.tensor([[0, 32, 1, 2]]), weights)
+
+
+def test_a_device_that_stands_still_is_an_error_that_names_the_setting(store_none: Path) -> None:
+    with offloaded_to(store_none, FakeDriver(rate=20e9), stage=2) as offloaded:
+        beside = offloaded.stage.beside
+        assert beside is not None
+        beside._follower._timeout_s = 0.05
+        beside.begin_pass(1000 * 6, 1, False)
+        beside._follower.launched(Launched(0, 1000 * 6, 1, TOP_K))
+        with pytest.raises(RuntimeError, match=r"has not run a layer-step within 0.05 s .*--timeout"):
+            beside.catch_up()
+        beside._follower._queue.clear()
+
+
+def test_a_killed_loader_is_not_missed(store_none: Path, stock_tokens: Tokens) -> None:
+    with offloaded_to(store_none, FakeDriver(rate=20e9), stage=2) as offloaded:
+        client = offloaded.stage._transport._client  # type: ignore[attr-defined]
+        os.kill(client.loader_pid, signal.SIGKILL)
+        assert greedy(offloaded.model) == stock_tokens
+        assert client.num_restarts == 0

@@ -30,6 +30,10 @@ class FakeRunner:
     """Notes what it is told."""
 
     told: list[str | int] = field(default_factory=list)
+    is_watched: bool = False
+
+    def takes(self, num_tokens: int) -> bool:
+        return not self.is_watched
 
     @contextmanager
     def recording(self) -> Iterator[None]:
