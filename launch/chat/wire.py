@@ -43,7 +43,7 @@ class Line:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Everything until the partner hangs up."""
-        with self._end.makefile("rb") as lines:
+        with contextlib.suppress(ConnectionResetError), self._end.makefile("rb") as lines:
             for line in lines:
                 yield json.loads(line)
 
