@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from support.fake_driver import FakeDriver
+from support.greedy import Tokens, greedy
 from transformers import AutoModelForCausalLM
 
 from compute.assembly import assemble
@@ -25,10 +26,6 @@ from protocol.errors import MemoryBudgetError
 from protocol.timeline import Timeline
 
 TOP_K, NUM_KEYS = 4, 192
-PROMPT = torch.tensor([[5, 17, 99, 3, 42, 7]])
-BATCH = torch.tensor([[5, 17, 99, 3], [8, 1, 60, 12], [90, 41, 2, 33]])
-
-Tokens = tuple[list[list[int]], list[list[int]]]
 
 
 @contextmanager
@@ -63,22 +60,6 @@ def offloaded_to(
         parts = assemble(str(store), settings, 30.0, Recording(timeline, None), opened, devices)
         with Offloaded(parts, opened.pop_all(), 30.0) as offloaded:
             yield offloaded
-
-
-def greedy(model: torch.nn.Module) -> Tokens:
-    found = []
-    for prompt, num_new in ((PROMPT, 10), (BATCH, 4)):
-        out = model.generate(  # type: ignore[operator]
-            prompt,
-            do_sample=False,
-            repetition_penalty=1.0,
-            max_new_tokens=num_new,
-            min_new_tokens=num_new,
-            eos_token_id=None,
-            pad_token_id=0,
-        )
-        found.append(out.tolist())
-    return found[0], found[1]
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,10 @@ from support.layer_steps import (
 from support.tiny_models import random_model, tiny_config
 from torch import Tensor, nn
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+pytestmark = [
+    pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed"),
+    pytest.mark.usefixtures("one_thread"),
+]
 
 #: Relative, for float32 activations; the interpreter truncates where a GPU rounds to bfloat16.
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 3e-3, torch.bfloat16: 3e-2}
@@ -46,13 +49,6 @@ else:
     from triton.runtime import interpreter
 
     from compute.kernels.triton_kernel import TritonKernel
-
-    @pytest.fixture(autouse=True)
-    def one_thread() -> Iterator[None]:
-        before = torch.get_num_threads()
-        torch.set_num_threads(1)
-        yield
-        torch.set_num_threads(before)
 
     @pytest.fixture(autouse=True, scope="module")
     def in_less_time() -> Iterator[None]:

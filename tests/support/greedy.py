@@ -1,4 +1,4 @@
-"""Greedy tokens of the shipped model: a prompt, and a padded batch."""
+"""Greedy tokens of the shipped model: of any prompt, and of a prompt and a batch that several tests share."""
 
 import torch
 
@@ -10,16 +10,22 @@ Tokens = tuple[list[list[int]], list[list[int]]]
 
 def greedy(model: torch.nn.Module) -> Tokens:
     """Ten new tokens of the prompt, four of each of the batch."""
-    found = []
-    for prompt, num_new in ((PROMPT, 10), (BATCH, 4)):
-        out = model.generate(  # type: ignore[operator]
-            prompt,
-            do_sample=False,
-            repetition_penalty=1.0,
-            max_new_tokens=num_new,
-            min_new_tokens=num_new,
-            eos_token_id=None,
-            pad_token_id=0,
-        )
-        found.append(out.tolist())
-    return found[0], found[1]
+    return continued(model, PROMPT, 10), continued(model, BATCH, 4)
+
+
+def continued(
+    model: torch.nn.Module, prompt: torch.Tensor, num_new: int, **settings: object
+) -> list[list[int]]:
+    """`prompt` int64 [n, length] and exactly `num_new` tokens after it, whatever they are."""
+    out = model.generate(  # type: ignore[operator]
+        prompt,
+        do_sample=False,
+        repetition_penalty=1.0,
+        max_new_tokens=num_new,
+        min_new_tokens=num_new,
+        eos_token_id=None,
+        pad_token_id=0,
+        **settings,
+    )
+    ids: list[list[int]] = out.tolist()
+    return ids

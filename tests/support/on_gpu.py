@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from support.greedy import continued
 
 from compute import Offloaded, offload
 
@@ -20,15 +21,4 @@ def on_gpu(store: Path, **settings: object) -> Iterator[Offloaded]:
 
 
 def greedy(model: torch.nn.Module, num_new: int = 12, **settings: object) -> list[list[int]]:
-    out = model.generate(  # type: ignore[operator]
-        PROMPT.to(model.device),
-        do_sample=False,
-        repetition_penalty=1.0,
-        max_new_tokens=num_new,
-        min_new_tokens=num_new,
-        eos_token_id=None,
-        pad_token_id=0,
-        **settings,
-    )
-    ids: list[list[int]] = out.tolist()
-    return ids
+    return continued(model, PROMPT.to(model.device), num_new, **settings)  # type: ignore[arg-type]
