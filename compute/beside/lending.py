@@ -60,7 +60,8 @@ class LendingResidency(Residency):
         """
         if self._on_step is not None:
             self._on_step(layer, keys, None)
-        num_late = sum(key in self._coming for key in missed)
+        # Whoever is there by now was on its way when the device looked.
+        num_late = sum(key in self._coming or key in self._resident for key in missed)
         self.counters.hits += len(keys) - len(missed)
         self.counters.late += num_late
         self.counters.misses += len(missed) - num_late

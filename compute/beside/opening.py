@@ -28,8 +28,9 @@ from protocol.timeline import Timeline
 
 #: Passes whose steps the mailbox holds: as far as the device may run ahead of the policy.
 _PASSES_AHEAD = 4
-#: Open slots are for so many tokens that find none of their experts, and a part of all slots at most.
-_TOKENS_ON_OFFER = 4
+#: Open slots are for so many tokens that find none of their experts in a step (the next ones come a step
+#: later), and one in so many slots at most.
+_TOKENS_ON_OFFER = 2
 _MOST_ON_OFFER = 4
 
 
