@@ -4,7 +4,9 @@ A target returns normally for whatever it understood or properly refused; any ot
 defect, and so is an answer that takes long or a refusal without words.
 """
 
+import atexit
 import os
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +22,7 @@ from protocol.units import parse_rate, parse_size
 Target = Callable[[bytes], None]
 
 _FOLDER = Path(tempfile.mkdtemp(prefix="sst-fuzz-", dir=os.environ.get("XDG_RUNTIME_DIR")))
+atexit.register(shutil.rmtree, _FOLDER, ignore_errors=True)
 
 
 def codec(data: bytes) -> None:
