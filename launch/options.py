@@ -41,7 +41,11 @@ VramOption = Annotated[
     str | None, typer.Option(metavar="SIZE", help="Device memory for slots (staged, pinned).")
 ]
 StageOption = Annotated[
-    int, typer.Option(metavar="1|2|3", help="How much a CUDA device does without the host; 1 is there.")
+    int,
+    typer.Option(
+        metavar="1|2|3",
+        help="How far a CUDA device decodes without the host: not, layer by layer, a token in one graph.",
+    ),
 ]
 PolicyOption = Annotated[str, typer.Option(metavar="NAME", help="Eviction policy, or file.py:Class.")]
 PredictorOption = Annotated[
