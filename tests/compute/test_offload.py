@@ -292,7 +292,7 @@ def test_an_error_while_opening_leaves_nothing(
     def fail(*args: object, **words: object) -> None:
         raise ValueError("no stage today")
 
-    monkeypatch.setattr("compute.assembly.Stage", fail)
+    monkeypatch.setattr("compute.stage_opening.Stage", fail)
     fds = len(open_fds())
     with pytest.raises(ValueError, match="no stage today"):
         offload(olmoe[1])
