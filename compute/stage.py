@@ -15,10 +15,10 @@ from compute.hit_path import HitPath
 from compute.kernels.base import ExpertKernel, GroupKernel
 from compute.look_ahead import LookAhead
 from compute.policies.base import FloatArray
-from compute.predictors.scored import Score
 from compute.residency import Access, Residency
 from compute.router_probs import RouterProbs
 from compute.rows import Rows, group
+from compute.stage_figures import Figures, StageFigures
 from compute.supply import Supply
 from compute.transports.base import AddressedTransport, Transport
 from compute.undivided import Undivided
@@ -68,8 +68,11 @@ class Stage:
             self._hit_path = HitPath(kernel, transport)
         self._ahead = look_ahead
         self._timeline = timeline
-        self._policy_name = policy_name or type(residency.policy).__name__
         self.supply = Supply(residency, transport, timeline)
+        policy_name = policy_name or type(residency.policy).__name__
+        self._figures = StageFigures(
+            manifest, residency, self.supply, transport, look_ahead, kernel.name, policy_name
+        )
         self._pass_number = 0
         self._clock = 0
         self._failure: LoaderLostError | StoreError | None = None
@@ -222,63 +225,18 @@ class Stage:
         """Sentences for the user: what cannot be predicted, and why nothing is prefetched."""
         return self._ahead.notices if self._ahead else []
 
-    def report(self) -> dict[str, int | float | str | None]:
+    def report(self) -> Figures:
         """The counters of everything that ran so far, by their names in the JSON contract."""
-        counters = self._residency.counters
-        stats = self._transport.stats()
-        ahead = self._ahead
-        score = ahead.score if ahead else Score()
-        return {
-            "lookups": counters.lookups,
-            "hits": counters.hits,
-            "late": counters.late,
-            "misses": counters.misses,
-            "hit_rate": counters.hit_rate,
-            "prefetch_issued": counters.prefetch_issued,
-            "prefetch_used": counters.prefetch_used,
-            "prefetch_wasted_bytes": self._residency.wasted_now(self._clock) * self._manifest.layout.stride,
-            "miss_recall": counters.miss_recall,
-            "prediction_recall": score.recall,
-            "prediction_precision": score.precision,
-            "stall_s": self.supply.stall_ns / 1e9,
-            "bytes_read": stats.get("bytes_read", 0),
-            "reads": "direct" if stats.get("reads_directly") else "page cache",
-            "bytes_transferred": self._bytes_transferred,
-            "evictions": counters.evictions,
-            "arrangement": self._transport.arrangement,
-            "kernel": self._kernel.name,
-            "policy": self._policy_name,
-            "predictor": ahead.name if ahead else "none",
-            "lookahead": ahead.lookahead if ahead else 0,
-            "slots": self._residency.num_slots,
-            "slots_used": self._residency.num_used,
-            "frames": stats.get("frames", 0),
-            "frames_leased": stats.get("frames_leased", 0),
-            "frames_sealed": stats.get("frames_sealed", 0),
-            **(self.beside.report() if self.beside else {}),
-        }
+        told = self.beside.report() if self.beside else {}
+        return {**self._figures.report(self._clock, self._num_fetched), **told}
 
     def tally(self) -> dict[str, int]:
         """The counters that are here, by name: nobody is asked, nothing is waited for."""
-        counters = self._residency.counters
-        return {
-            "hits": counters.hits,
-            "late": counters.late,
-            "misses": counters.misses,
-            "prefetch_issued": counters.prefetch_issued,
-            "prefetch_used": counters.prefetch_used,
-            "evictions": counters.evictions,
-            "stall_us": self.supply.stall_ns // 1000,
-            "bytes_transferred": self._bytes_transferred,
-            "passes": self._pass_number,
-            "slots": self._residency.num_slots,
-        }
+        return self._figures.tally(self._pass_number, self._num_fetched)
 
     @property
-    def _bytes_transferred(self) -> int:
-        """By the transport, and by the device itself."""
-        fetched = self.beside.num_fetched if self.beside else 0
-        return self._transport.bytes_transferred + fetched * self._manifest.layout.stride
+    def _num_fetched(self) -> int:
+        return self.beside.num_fetched if self.beside else 0
 
     def resident_keys(self) -> set[int]:
         """Who is in a slot."""
