@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from compute import policies, predictors
+from compute.layer_steps import LayerSteps, Pass, Step, layer_steps
 from compute.modelled_link import ModelledLink, Place
 from compute.policies.base import CacheShape
 from compute.prediction_outcome import PredictedOutcome, total
@@ -23,7 +24,7 @@ from compute.predictors.scored import Score, Scored
 from compute.prefetch import PrefetchPlanner
 from compute.replay import Scope, num_slots_of, wants_probs
 from compute.residency import Access, Residency
-from compute.trace import LayerSteps, Pass, Step, Trace, layer_steps
+from compute.trace import Trace
 
 if TYPE_CHECKING:
     from compute.timing_model import Link

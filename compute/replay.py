@@ -11,11 +11,11 @@ from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
+from compute.layer_steps import LayerSteps
 from compute.policies import named
 from compute.policies.base import CacheShape, EvictionPolicy, FloatArray
 from compute.policies.checked import Checked
 from compute.residency import Residency
-from compute.trace import LayerSteps
 
 #: Above this a set is asked faster than a list.
 LONG_STEP = 12

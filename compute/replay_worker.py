@@ -15,11 +15,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
 
+from compute.layer_steps import LayerSteps, layer_steps
 from compute.policies import told
 from compute.prediction_replay import replay_steps
 from compute.replay import Outcome, Scope, num_slots_of, replay
 from compute.timing_model import Link
-from compute.trace import LayerSteps, layer_steps
 from compute.trace_file import read
 
 Foreseen = dict[str, int | float | None]

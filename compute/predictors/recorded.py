@@ -16,7 +16,7 @@ from compute.predictors.ranking import Ranks, Width, most_wanted
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from compute.trace import LayerSteps
+    from compute.layer_steps import LayerSteps
 
 
 @dataclass(frozen=True, slots=True, eq=False)

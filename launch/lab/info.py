@@ -6,9 +6,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TextIO
 
+from compute.layer_steps import LayerSteps, layer_steps
 from compute.replay import replay
 from compute.stack_distance import StackDistances, stack_distances
-from compute.trace import Json, LayerSteps, Trace, layer_steps
+from compute.trace import Json, Trace
 from compute.trace_file import read
 from compute.trace_statistics import LayerStatistics, layer_statistics
 from launch.lab.config import check_picture

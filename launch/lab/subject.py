@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compute.budget import NUM_TRANSIT
+from compute.layer_steps import LayerSteps, layer_steps
 from compute.replay import Scope, num_slots_of
 from compute.timing_model import Link
-from compute.trace import LayerSteps, layer_steps
 from compute.trace_file import read
 from launch.lab.advice import Cache, Seen
 from launch.lab.config import DEFAULT_CAPACITIES, SimulateConfig

@@ -68,9 +68,9 @@ def most_similar(curves: Sequence[Curve], model_type: str, num_experts: int, top
 
 def curve_of(trace: str, model_type: str) -> Curve:
     """The curve of a recorded trace. Raises ValueError with a sentence."""
+    from compute.layer_steps import layer_steps
     from compute.replay import replay
     from compute.stack_distance import stack_distances
-    from compute.trace import layer_steps
     from compute.trace_file import read
 
     recorded = read(Path(trace))

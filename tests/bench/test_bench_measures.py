@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from support.cli import Answer, run
 
+from compute.layer_steps import layer_steps
 from compute.policies import DEFAULT
 from compute.replay import replay
-from compute.trace import Trace, layer_steps
+from compute.trace import Trace
 from compute.trace_file import write
 
 LAYERS, EXPERTS, TOP_K = 6, 32, 4

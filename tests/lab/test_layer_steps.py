@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from compute.trace import LayerSteps, Step, Trace, layer_steps
+from compute.layer_steps import LayerSteps, Step, layer_steps
+from compute.trace import Trace
 
 
 def trace_of(experts: list[list[list[int]]], **columns: list[int]) -> Trace:

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from support.cli import call, run
 
+from compute.layer_steps import layer_steps
 from compute.policies import DEFAULT
 from compute.replay import replay
-from compute.trace import layer_steps
 from compute.trace_file import read
 from launch.config import RunConfig
 from launch.lab.config import RecordConfig

@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from compute.layer_steps import LayerSteps, layer_steps
 from compute.policies import KNOWN, named
 from compute.policies.base import CacheShape, EvictionPolicy, FloatArray
 from compute.replay import Outcome, Scope, drive, num_slots_of, replay
 from compute.residency import Residency
-from compute.trace import LayerSteps, Trace, layer_steps
+from compute.trace import Trace
 
 NUM_LAYERS, NUM_EXPERTS, TOP_K = 2, 6, 2
 

@@ -11,10 +11,11 @@ import psutil
 import pytest
 from support.cli import Answer, assert_refused, call, running
 
+from compute.layer_steps import layer_steps
 from compute.policies import KNOWN
 from compute.replay import Scope, replay
 from compute.timing_model import Link, Moved, timing
-from compute.trace import Trace, layer_steps
+from compute.trace import Trace
 from compute.trace_file import read, write
 
 Capture = pytest.CaptureFixture[str]

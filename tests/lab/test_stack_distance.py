@@ -5,9 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from compute.layer_steps import LayerSteps, layer_steps
 from compute.replay import replay
 from compute.stack_distance import stack_distances
-from compute.trace import LayerSteps, Trace, layer_steps
+from compute.trace import Trace
 
 NUM_LAYERS, NUM_EXPERTS, TOP_K = 3, 5, 2
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from support.cli import call
 
+from compute.layer_steps import layer_steps
 from compute.replay import replay
-from compute.trace import Trace, layer_steps
+from compute.trace import Trace
 from compute.trace_file import read, write
 
 Capture = pytest.CaptureFixture[str]

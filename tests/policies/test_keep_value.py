@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from compute.layer_steps import layer_steps
 from compute.policies import compiled_keep_value, reuse_distance
 from compute.policies.base import CacheShape, FloatArray
 from compute.policies.compiled_keep_value import CompiledKeepValue, keep_value
@@ -15,7 +16,7 @@ from compute.policies.keep_value import KeepValue
 from compute.policies.reuse_distance import ReuseDistance
 from compute.policies.reuse_distance_probs import ReuseDistanceProbs
 from compute.replay import drive
-from compute.trace import Trace, layer_steps
+from compute.trace import Trace
 
 LEARNT = ("usage", "visits", "follows", "pulls", "routed", "weights", "squares", "features", "pulled")
 

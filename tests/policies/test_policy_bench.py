@@ -10,10 +10,11 @@ from statistics import median
 import numpy as np
 import pytest
 
+from compute.layer_steps import LayerSteps, layer_steps
 from compute.policies import KNOWN, OFFLINE, named
 from compute.policies.base import CacheShape, EvictionPolicy
 from compute.replay import Scope, num_slots_of, replay
-from compute.trace import LayerSteps, Trace, layer_steps
+from compute.trace import Trace
 
 pytestmark = pytest.mark.bench
 

@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from compute.layer_steps import layer_steps
 from compute.predictors import named
 from compute.predictors.base import Prediction, Predictor, RoutingShape
 from compute.predictors.combined import Combined, join_ranks, join_union
 from compute.predictors.previous_token import PreviousToken
 from compute.predictors.scored import Scored
 from compute.predictors.spatio_temporal import SpatioTemporal
-from compute.trace import layer_steps
 from compute.trace_file import read
 
 SHAPE = RoutingShape(num_layers=3, num_experts=8, top_k=2)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from support.shuffled_transport import ShuffledTransport
 from torch import Tensor, nn
 
+from compute.layer_steps import layer_steps
 from compute.look_ahead import LookAhead
 from compute.modelled_link import ModelledLink
 from compute.policies import named as named_policy
@@ -23,7 +24,7 @@ from compute.replay import Scope, replay
 from compute.residency import Residency
 from compute.stage import Stage
 from compute.timing_model import Link, Moved, timing
-from compute.trace import Trace, layer_steps
+from compute.trace import Trace
 from protocol.blob import BlobLayout
 from protocol.manifest import Manifest, Shard
 

@@ -11,11 +11,12 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from compute.discovery import MoeLayer
+from compute.layer_steps import layer_steps
 from compute.predictors.base import Prediction, RoutingShape
 from compute.predictors.gate import GateLookahead
 from compute.predictors.recorded import Recorded, RecordedGate
 from compute.predictors.recorder import PredictionRecorder
-from compute.trace import Trace, layer_steps
+from compute.trace import Trace
 from compute.trace_file import read, write
 
 SHAPE = RoutingShape(6, 32, 4)
