@@ -86,9 +86,9 @@ class Supply:
             self._transport.submit(Order(evicted, cancel), clock)
         self._is_torn = False
 
-    def cancel_overdue(self, clock: int) -> None:
-        """Guesses that layer-step `clock` has shown to be wrong or too late need not come."""
-        if cancel := self._residency.cancel_overdue(clock):
+    def cancel(self, slots: list[int], clock: int) -> None:
+        """What is on its way to `slots` need not come, nor a guess that step `clock` has shown wrong."""
+        if cancel := slots + self._residency.cancel_overdue(clock):
             self._transport.submit(Order(cancel=cancel), clock)
 
     def guess(self, plan: Plan, keys: list[int], clock: int, *, evicts: bool = True) -> None:

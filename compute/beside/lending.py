@@ -12,18 +12,30 @@ from compute.policies import contract
 from compute.policies.base import AdmissionPolicy
 from compute.residency import Residency
 
+_NOBODY = -1
+
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """LENT slots after a step: what the policy did not keep, and those that were vacated for more."""
+    """LENT slots after a step: what the policy did not keep, and those that were vacated for more.
+
+    `overtaken`: slots whose fetch is to be cancelled, for the device was faster.
+    """
 
     returned: list[int]
     vacated: list[int]
+    overtaken: list[int]
 
 
 @dataclass(slots=True)
 class LendingResidency(Residency):
     _lent: set[int] = field(init=False, default_factory=set)
+    #: slot -> key of fetches still on their way although the device has brought their expert
+    _overtaken: dict[int, int] = field(init=False, default_factory=dict)
+
+    @property
+    def num_coming(self) -> int:
+        return len(self._coming) + len(self._overtaken)
 
     @property
     def num_free(self) -> int:
@@ -60,8 +72,10 @@ class LendingResidency(Residency):
         """
         if self._on_step is not None:
             self._on_step(layer, keys, None)
+        overtaken = [self._overtake(key, slot) for key, slot in landed.items() if key in self._coming]
+        landed = {key: slot for key, slot in landed.items() if slot in self._lent}
         # Whoever is there by now was on its way when the device looked.
-        num_late = sum(key in self._coming or key in self._resident for key in missed)
+        num_late = sum(self.slot_of(key) is not None for key in missed) - len(overtaken)
         self.counters.hits += len(keys) - len(missed)
         self.counters.late += num_late
         self.counters.misses += len(missed) - num_late
@@ -75,11 +89,42 @@ class LendingResidency(Residency):
         num_lacking = num_vacant - (len(self._lent) + len(self._free))
         vacated = self._vacate_for_lending(num_lacking, held, clock)
         self.policy.on_access(layer, keys, None)
-        return Served(returned, vacated)
+        return Served(returned, vacated, [slot for slot in overtaken if slot not in self._cancelled])
+
+    # --- what the transport reports ----------------------------------------------------------
+
+    def is_awaited(self, index: int) -> bool:
+        return index not in self._overtaken and Residency.is_awaited(self, index)
+
+    def landed(self, index: int) -> None:
+        if index in self._overtaken:
+            self._end_overtaken(index)
+        else:
+            Residency.landed(self, index)
+
+    def dropped(self, index: int) -> int:
+        return self._end_overtaken(index) if index in self._overtaken else Residency.dropped(self, index)
+
+    def _end_overtaken(self, index: int) -> int:
+        """The slot of a fetch that nobody needs any more is FREE; no step has ever read it."""
+        self._cancelled.discard(index)
+        self._free.append(index)
+        return self._overtaken.pop(index)
+
+    # --- edges -------------------------------------------------------------------------------
+
+    def _overtake(self, key: int, slot: int) -> int:
+        """LENT -> RESIDENT, instead of the slot that awaits `key`, which is returned: a guess too late."""
+        awaiting = self._coming.pop(key)
+        self._key_in[awaiting] = _NOBODY
+        self._overtaken[awaiting] = key
+        self.counters.prefetch_dropped += self._guesses.leave(key)
+        self._settle_in(key, slot)
+        return awaiting
 
     def _kept(self, landed: Mapping[int, int], held: set[int]) -> set[int]:
-        """Those of `landed` that become residents: not whoever is one, or on its way, by another slot."""
-        newcomers = [key for key in landed if key not in self._resident and key not in self._coming]
+        """Those of `landed` that become residents: not whoever is one already, in another slot."""
+        newcomers = [key for key in landed if key not in self._resident]
         if not self._may_pass or len(newcomers) <= len(self._free):
             return set(newcomers)
         policy = cast(AdmissionPolicy, self.policy)
@@ -87,11 +132,14 @@ class LendingResidency(Residency):
 
     def _adopt(self, key: int, slot: int) -> None:
         """LENT -> RESIDENT."""
+        self._settle_in(key, slot)
+        self.policy.on_insert(key, False)
+
+    def _settle_in(self, key: int, slot: int) -> None:
         self._lent.remove(slot)
         self._key_in[slot] = key
         self._resident[key] = slot
         self.table.enter(key, slot)
-        self.policy.on_insert(key, False)
 
     def _vacate_for_lending(self, count: int, held: set[int], clock: int) -> list[int]:
         """RESIDENT -> LENT, up to `count` slots; guesses that are still ahead stay."""

@@ -269,3 +269,23 @@ def test_the_device_reads_the_expert_that_it_looked_for_in_any_order_of_events(
     assert counters.lookups == play.num_lookups
     assert len(play.told) == play.num_launched
     assert play.follower.num_landed + play.follower.num_in_place == counters.misses + counters.late
+    ended = counters.prefetch_used + counters.prefetch_wasted + counters.prefetch_dropped
+    assert counters.prefetch_issued == ended + len(play.residency._guesses)
+
+
+def test_a_guess_that_the_device_overtakes_is_cancelled_and_its_slot_is_free_again() -> None:
+    play = Play(num_slots=8, num_offered=2, policy="lru", lookahead=1, seed=0)
+    (key, slot), *_ = play.residency.speculate([(3, 5)], set(), 1).coming
+    play.copies.submit(Order(prefetch=[(key, slot, 5)]), 1)
+    lent = play.open_slots.take()
+    free = play.residency.num_free
+    served = play.residency.serve(0, [3], [3], {3: lent}, 0, 2)
+    assert (served.overtaken, served.returned) == ([slot], [])
+    assert play.residency.slot_of(3) == lent and play.residency.is_resident(3)
+    assert play.residency.num_free == free and play.residency.num_coming == 1
+    counters = play.residency.counters
+    assert (counters.misses, counters.late, counters.prefetch_used, counters.prefetch_dropped) == (1, 0, 0, 1)
+    play.copies.land()
+    play.follower._supply.settle_arrivals(3)
+    assert play.residency.num_free == free + 1 and play.residency.num_coming == 0
+    assert play.residency.slot_of(3) == lent, "the late copy took the place of the expert that was there"
