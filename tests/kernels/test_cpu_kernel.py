@@ -103,8 +103,8 @@ def custom_experts(gate: Any, has_bias: bool = False, post_norm: nn.Module | Non
         def _apply_gate(self, proj: Tensor) -> Tensor:
             return gate(proj)  # type: ignore[no-any-return]
 
-    flags = {"has_bias": has_bias, "has_post_expert_norm": post_norm is not None}
-    module: nn.Module = use_experts_implementation(Experts, **flags)(None)
+    module: nn.Module = use_experts_implementation(Experts, has_bias=has_bias)(None)
+    module.has_post_expert_norm = post_norm is not None  # type: ignore[assignment]  # no flag before 5.18
     return module
 
 

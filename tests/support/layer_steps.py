@@ -54,9 +54,8 @@ def experts_module(
             def _apply_gate(self, proj: Tensor) -> Tensor:
                 return gate(proj)
 
-    module: nn.Module = use_experts_implementation(
-        Experts, has_post_expert_norm=post_norm is not None, **flags
-    )(None)
+    module: nn.Module = use_experts_implementation(Experts, **flags)(None)
+    module.has_post_expert_norm = post_norm is not None  # type: ignore[assignment]  # no flag before 5.18
     return module
 
 
