@@ -5,6 +5,7 @@ The only way in for the rest of the house: triton is imported behind it, on CUDA
 
 from __future__ import annotations
 
+import subprocess
 from importlib import metadata
 
 import torch
@@ -19,7 +20,7 @@ MIN_CAPABILITY = (8, 0)
 
 def open_kernel(layout: BlobLayout, device: str) -> ExpertKernel | str:
     """The kernel for experts in the memory of a CUDA `device`, or why there is none."""
-    reason = _missing() or _too_old(device)
+    reason = _missing() or _too_old(device) or _cannot_launch()
     if reason:
         return reason
     from compute.kernels.triton_kernel import TritonKernel
@@ -49,3 +50,15 @@ def _too_old(device: str) -> str:
         return ""
     needed = ".".join(map(str, MIN_CAPABILITY))
     return f"the GPU has compute capability {capability[0]}.{capability[1]}, the triton kernel needs {needed}"
+
+
+def _cannot_launch() -> str:
+    """Why triton cannot launch a kernel on this machine: it compiles its way into the driver, in C."""
+    from triton.runtime import driver
+
+    try:
+        driver.active.utils  # noqa: B018 - made when it is first asked for
+    except (RuntimeError, AssertionError, ImportError, OSError, subprocess.CalledProcessError) as error:
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        return f"triton cannot launch kernels ({first_line}): it needs a C compiler and Python's headers"
+    return ""

@@ -21,6 +21,7 @@ def say_again() -> None:
 def pretend(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], version: str) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(triton_choice.metadata, "version", lambda name: version)
+    monkeypatch.setattr(triton_choice, "_cannot_launch", str)
 
 
 def test_cuda_gets_the_triton_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,6 +60,22 @@ def test_without_triton_the_sentence_says_what_to_install(monkeypatch: pytest.Mo
     assert kernel.name == "reference" and "sidestage[gpu]" in reason
     with pytest.raises(ValueError, match=r"sidestage\[gpu\]"):
         kernels.choose(LAYOUT, "triton", "cuda")
+
+
+def test_a_triton_that_cannot_compile_its_launchers_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime = pytest.importorskip("triton.runtime")
+
+    class Driver:
+        @property
+        def active(self) -> object:
+            raise RuntimeError("Failed to find C compiler.\nAnd more")
+
+    can_launch = triton_choice._cannot_launch
+    pretend(monkeypatch, (9, 0), "3.6.0")
+    monkeypatch.setattr(triton_choice, "_cannot_launch", can_launch)
+    monkeypatch.setattr(runtime, "driver", Driver())
+    kernel, reason = kernels.choose(LAYOUT, device="cuda")
+    assert kernel.name == "reference" and "(Failed to find C compiler.)" in reason
 
 
 def test_a_matrix_that_is_too_large_is_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
