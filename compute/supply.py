@@ -19,6 +19,9 @@ from compute.transports.base import Arrivals, Order, Transport
 from protocol.errors import SidestageError
 from protocol.timeline import Timeline
 
+#: A deadline behind every other.
+_SOME_TIME = 1 << 62
+
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
@@ -90,6 +93,11 @@ class Supply:
         """What is on its way to `slots` need not come, nor a guess that step `clock` has shown wrong."""
         if cancel := slots + self._residency.cancel_overdue(clock):
             self._transport.submit(Order(cancel=cancel), clock)
+
+    def fetch(self, admitted: list[tuple[int, int]], clock: int) -> None:
+        """Get experts, (key, slot), that step `clock` has used: for some later one, behind every guess."""
+        if admitted:
+            self._transport.submit(Order(prefetch=[(*pair, _SOME_TIME) for pair in admitted]), clock)
 
     def guess(self, plan: Plan, keys: list[int], clock: int, *, evicts: bool = True) -> None:
         """Ask for what is planned ahead of need, while the experts of this step's `keys` stay."""

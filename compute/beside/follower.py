@@ -166,6 +166,7 @@ class Follower:
         served = self._residency.serve(step.layer, keys, missed, landed, num_wanted, step.clock)
         self._open_slots.put([*served.returned, *served.vacated])
         self._supply.cancel(served.overtaken, step.clock)
+        self._supply.fetch(served.admitted, step.clock)
         self._look_ahead(step, posted, keys)
 
     def _sort(self, step: Launched, posted: Posted) -> tuple[list[int], list[int], dict[int, int]]:

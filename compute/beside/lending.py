@@ -19,12 +19,14 @@ _NOBODY = -1
 class Served:
     """LENT slots after a step: what the policy did not keep, and those that were vacated for more.
 
-    `overtaken`: slots whose fetch is to be cancelled, for the device was faster.
+    `overtaken`: slots whose fetch is to be cancelled, for the device was faster. `admitted`: (key, slot)
+    to be fetched, of experts that were read in place although there are free slots.
     """
 
     returned: list[int]
     vacated: list[int]
     overtaken: list[int]
+    admitted: list[tuple[int, int]]
 
 
 @dataclass(slots=True)
@@ -86,10 +88,12 @@ class LendingResidency(Residency):
         for key in kept:
             self._adopt(key, landed[key])
         returned = [slot for key, slot in landed.items() if key not in kept]
+        admitted = self._admit_in_place(missed, num_vacant)
         num_lacking = num_vacant - (len(self._lent) + len(self._free))
         vacated = self._vacate_for_lending(num_lacking, held, clock)
         self.policy.on_access(layer, keys, None)
-        return Served(returned, vacated, [slot for slot in overtaken if slot not in self._cancelled])
+        overtaken = [slot for slot in overtaken if slot not in self._cancelled]
+        return Served(returned, vacated, overtaken, admitted)
 
     # --- what the transport reports ----------------------------------------------------------
 
@@ -134,6 +138,12 @@ class LendingResidency(Residency):
         """LENT -> RESIDENT."""
         self._settle_in(key, slot)
         self.policy.on_insert(key, False)
+
+    def _admit_in_place(self, missed: Collection[int], num_vacant: int) -> list[tuple[int, int]]:
+        """FREE -> COMING, for the missing that nobody has brought, as far as slots are free beyond need."""
+        num_over = len(self._free) - num_vacant
+        absent = [key for key in missed if self.slot_of(key) is None]
+        return [(key, self._occupy(key, is_guess=False)) for key in absent[: max(num_over, 0)]]
 
     def _settle_in(self, key: int, slot: int) -> None:
         self._lent.remove(slot)

@@ -83,9 +83,8 @@ def open_ground(
     assert isinstance(transport, LinkedTransport) and way.frame_addresses is not None
     width = 1 + MAX_DECODE_TOKENS * (manifest.top_k + num_named)
     num_cells = _PASSES_AHEAD * manifest.num_layers
-    shared = SharedWords(
-        driver, Extent(manifest.num_keys, _num_offered(manifest, transport.num_slots), num_cells, width)
-    )
+    num_open = max(_num_offered(manifest, transport.num_slots), 1)
+    shared = SharedWords(driver, Extent(manifest.num_keys, num_open, num_cells, width))
     opened.callback(_close_words, driver, shared, timeout_s)
     table = DeviceSlotTable(shared.words, way.frame_addresses, transport.pool)
     residency = LendingResidency(transport.num_slots, manifest.top_k, policy, table=table)
@@ -119,7 +118,7 @@ def open_beside(
             ground.words,
             ground.table,
             residency,
-            len(ground.words.opened),
+            _num_offered(manifest, residency.num_slots),
             min(num_spare, residency.num_slots // _MOST_ON_OFFER),
             manifest.num_keys,
         ),
@@ -150,7 +149,9 @@ def open_beside(
 
 
 def _num_offered(manifest: Manifest, num_slots: int) -> int:
-    """Slots that wait for the experts which the device misses."""
+    """Slots that wait for the experts which the device misses; none where every expert has its own."""
+    if num_slots == manifest.num_keys:
+        return 0
     return min(_TOKENS_ON_OFFER * manifest.top_k, max(num_slots // _MOST_ON_OFFER, 1))
 
 

@@ -10,6 +10,7 @@ from collections import deque
 from dataclasses import dataclass, replace
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -122,7 +123,9 @@ class Play:
         self.pool = torch.full((num_slots + 1, BLOB_BYTES), 255, dtype=torch.uint8)
         self.frames = blobs
         addresses = np.array([frame.data_ptr() for frame in blobs], np.int64)
-        self.shared = SharedWords(FakeDriver(), Extent(NUM_KEYS, num_offered, 4 * NUM_LAYERS, 1 + 3 * TOP_K))
+        self.shared = SharedWords(
+            FakeDriver(), Extent(NUM_KEYS, max(num_offered, 1), 4 * NUM_LAYERS, 1 + 3 * TOP_K)
+        )
         words = self.shared.words
         self.table = DeviceSlotTable(words, addresses, self.pool)
         shape = CacheShape(NUM_LAYERS, NUM_EXPERTS, TOP_K, num_slots)
@@ -238,7 +241,7 @@ RATES = {
 @settings(max_examples=200, deadline=None)
 @given(
     num_slots=st.integers(TOP_K, NUM_KEYS),
-    num_offered=st.integers(1, 4),
+    num_offered=st.integers(0, 4),
     policy=st.sampled_from(["lru", "lfu-aged", "reuse-distance"]),
     lookahead=st.integers(0, 2),
     rates=st.sampled_from(sorted(RATES)),
@@ -289,3 +292,33 @@ def test_a_guess_that_the_device_overtakes_is_cancelled_and_its_slot_is_free_aga
     play.follower._supply.settle_arrivals(3)
     assert play.residency.num_free == free + 1 and play.residency.num_coming == 0
     assert play.residency.slot_of(3) == lent, "the late copy took the place of the expert that was there"
+
+
+def test_passes_that_are_broken_off_overwrite_no_row_that_was_not_read() -> None:
+    play = Play(4, 1, "lru", 0, 0)
+    mailbox_passes = 4
+    for _ in range(mailbox_passes):
+        play.launch(1)
+        play.num_launched += NUM_LAYERS - 1
+    assert play.num_launched // NUM_LAYERS == mailbox_passes
+    play.follower._timeout_s = 0.01
+    with pytest.raises(RuntimeError, match="has not run a layer-step"):
+        play.follower.make_room(play.num_launched + NUM_LAYERS - 1)
+
+
+def test_a_step_is_followed_once_even_if_whoever_hears_of_it_fails() -> None:
+    play = Play(4, 2, "lru", 0, 0)
+
+    def fail(layer: int, num_tokens: int) -> None:
+        raise OSError("a full disk")
+
+    play.follower._told = fail
+    for _ in range(NUM_LAYERS):
+        play.launch(1)
+    while play.queue:
+        play.move()
+    for _ in range(NUM_LAYERS):
+        with pytest.raises(OSError, match="full disk"):
+            play.follower.follow()
+    assert not play.follower.follow()
+    assert play.residency.counters.lookups == play.num_lookups
