@@ -52,6 +52,7 @@ class Offloaded:
             "compute_parameter_bytes": parameter_bytes(parts.model),
         }
         self._graphs = parts.graphs
+        self._passes = parts.passes
         self._finalizer = weakref.finalize(parts.model, _close, parts.passes, opened, timeout_s, os.getpid())
 
     @property
@@ -61,8 +62,12 @@ class Offloaded:
     def report(self) -> Report:
         """What cache, prefetcher and link did so far, and what was chosen, by the JSON contract's names.
 
-        After `close` the counters are the last ones.
+        After `close` the counters are the last ones. While another thread runs the model they may be
+        some layer-steps behind a device that decodes by itself.
         """
+        with self._passes.idle() as is_idle:
+            if is_idle:
+                self.stage.follow()
         graphs = {"graph_replays": self._graphs.num_replayed} if self._graphs else {}
         return {**self.stage.report(), **self._facts, **graphs}
 

@@ -53,6 +53,16 @@ class Passes:
                 raise RuntimeError("this offloaded model is closed: call `offload` again to run it")
             yield
 
+    @contextmanager
+    def idle(self) -> Iterator[bool]:
+        """Whether nobody else runs the model, or will within. Never waits; not after `close` or in a fork."""
+        is_idle = os.getpid() == self._owner and not self._is_closed and self._lock.acquire(blocking=False)
+        try:
+            yield is_idle
+        finally:
+            if is_idle:
+                self._lock.release()
+
     def close(self, timeout_s: float) -> None:
         """Let nobody in any more, and wait for the pass that is under way; at most `timeout_s`."""
         self._is_closed = True

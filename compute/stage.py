@@ -81,13 +81,17 @@ class Stage:
 
     def begin_pass(self, num_tokens: int, is_new_sequence: bool) -> None:
         """A forward pass over `num_tokens` tokens (of all sequences of a batch) begins."""
+        self._check_sound()
         with self.undivided:
-            self._pass_number += 1
-            if self.beside:
-                clock = self._pass_number * self._manifest.num_layers
-                self.beside.begin_pass(clock, num_tokens, is_new_sequence)
-            else:
-                self.note_pass(num_tokens, is_new_sequence)
+            self._begin_pass(num_tokens, is_new_sequence)
+
+    def _begin_pass(self, num_tokens: int, is_new_sequence: bool) -> None:
+        self._pass_number += 1
+        if self.beside:
+            clock = self._pass_number * self._manifest.num_layers
+            self.beside.begin_pass(clock, num_tokens, is_new_sequence)
+        else:
+            self.note_pass(num_tokens, is_new_sequence)
 
     def note_pass(self, num_tokens: int, is_new_sequence: bool) -> None:
         """Tell policy and predictor that the steps of another pass follow."""
@@ -109,9 +113,7 @@ class Stage:
         """
         if not len(hidden):
             return hidden
-        if self._failure:
-            raise type(self._failure)(*self._failure.args) from self._failure
-        self.supply.check_whole()
+        self._check_sound()
         try:
             with self.undivided:
                 return self._run(module, layer, hidden, index, weights)
@@ -119,10 +121,18 @@ class Stage:
             self._failure = error
             raise
 
+    def _check_sound(self) -> None:
+        """Raise again what was final."""
+        if self._failure:
+            raise type(self._failure)(*self._failure.args) from self._failure
+        self.supply.check_whole()
+
     def _run(self, module: nn.Module, layer: int, hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
         """The device's way, the short way for one token whose experts are all there, else the long way."""
         if self.beside:
             if self.beside.takes(len(index)):
+                if self.beside.is_over(layer):  # an inner module of the model was called by itself
+                    self._begin_pass(len(index), is_new_sequence=False)
                 return self.beside.run_layer(module, layer, hidden, index, weights)
             self.beside.catch_up()
         self._clock = self._pass_number * self._manifest.num_layers + layer
@@ -228,7 +238,8 @@ class Stage:
     def report(self) -> Figures:
         """The counters of everything that ran so far, by their names in the JSON contract."""
         told = self.beside.report() if self.beside else {}
-        return {**self._figures.report(self._clock, self._num_fetched), **told}
+        clock = max(self._clock, self.beside.clock) if self.beside else self._clock
+        return {**self._figures.report(clock, self._num_fetched), **told}
 
     def tally(self) -> dict[str, int]:
         """The counters that are here, by name: nobody is asked, nothing is waited for."""
@@ -237,6 +248,12 @@ class Stage:
     @property
     def _num_fetched(self) -> int:
         return self.beside.num_fetched if self.beside else 0
+
+    def follow(self) -> None:
+        """Count what the device has done by itself until now. Never waits."""
+        if self.beside:
+            with self.undivided:
+                self.beside.follow()
 
     def resident_keys(self) -> set[int]:
         """Who is in a slot."""

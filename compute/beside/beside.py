@@ -14,6 +14,7 @@ from compute.beside.device_path import DevicePath
 from compute.beside.follower import BegunPass, Follower, Launched
 from compute.beside.resolver import MAX_ROWS
 from compute.kernels.triton_plan import MAX_DECODE_TOKENS
+from compute.supply import Supply
 
 
 class Beside:
@@ -26,6 +27,7 @@ class Beside:
         self,
         path: DevicePath,
         follower: Follower,
+        supply: Supply,
         *,
         num_layers: int,
         top_k: int,
@@ -34,19 +36,23 @@ class Beside:
     ) -> None:
         self._path = path
         self._follower = follower
+        self._supply = supply
         self._num_layers = num_layers
         self._watchers = watchers
         self._most_tokens = min(MAX_DECODE_TOKENS, MAX_ROWS // top_k)
         self._settle = settle
         self._clock = 0
-        self._recorded_now: list[Launched] | None = None
-        #: by number of tokens: the steps of a recorded pass
-        self._recorded: dict[int, list[Launched]] = {}
+        self._recorded: list[Launched] | None = None
 
     @property
     def num_fetched(self) -> int:
         """Experts that the device has read out of host memory by itself."""
         return self._follower.num_landed + self._follower.num_in_place
+
+    @property
+    def clock(self) -> int:
+        """The layer-step that the policy has followed last."""
+        return self._follower.clock
 
     def report(self) -> dict[str, int]:
         """Experts that the device brought into an open slot, and read in place for want of one."""
@@ -60,24 +66,41 @@ class Beside:
         return num_tokens <= self._most_tokens and not self._watchers
 
     def begin_pass(self, clock: int, num_tokens: int, is_new_sequence: bool) -> None:
-        """A forward pass begins, whose layer 0 is layer-step `clock`."""
+        """A forward pass begins, whose layer 0 is layer-step `clock`.
+
+        Where the host takes part, predictors hear of it before they see the pass's first residual.
+        """
         self._clock = clock
-        self._follower.make_room(self._num_layers)
+        self._follower.make_room(clock + self._num_layers - 1)
         self._follower.begun(BegunPass(num_tokens, is_new_sequence))
+        if not self.takes(num_tokens):
+            self.catch_up()
         self._settle()
         self._path.begin_pass(clock)
+
+    def is_over(self, layer: int) -> bool:
+        """Whether the pass has gone through `layer`, so that what comes is another pass."""
+        return self._follower.is_over(self._clock + layer)
 
     def run_layer(
         self, module: nn.Module, layer: int, hidden: Tensor, index: Tensor, weights: Tensor
     ) -> Tensor:
         """Launches, then follows what was posted meanwhile; within `recording` it launches only."""
-        combined, step = self._path.run(module, layer, self._clock + layer, hidden, index, weights)
-        if self._recorded_now is not None:
-            self._recorded_now.append(step)
-        else:
+        clock = self._clock + layer
+        if self._recorded is not None:
+            room, step = self._path.bring(layer, clock, hidden, index, weights)
+            self._recorded.append(step)
+            return self._path.compute(module, room, hidden, weights)
+        with self._supply.agreeing():
+            room, step = self._path.bring(layer, clock, hidden, index, weights)
             self._follower.launched(step)
-            self._follower.follow()
+        combined = self._path.compute(module, room, hidden, weights)
+        self._follower.follow()
         return combined
+
+    def follow(self) -> None:
+        """Follow what the device has done by now. Never waits."""
+        self._follower.follow()
 
     def catch_up(self) -> None:
         """Follow all that was launched: the host takes part in the next step."""
@@ -86,17 +109,22 @@ class Beside:
     # --- a token's graph ------------------------------------------------------------------------
 
     @contextmanager
-    def recording(self) -> Iterator[None]:
-        """A pass of few tokens is recorded, not run."""
-        self._recorded_now = []
+    def recording(self) -> Iterator[list[Launched]]:
+        """A pass of few tokens is recorded, not run: its steps."""
+        self._recorded = []
         try:
-            yield
-            self._recorded[self._recorded_now[0].num_tokens] = self._recorded_now
+            yield self._recorded
         finally:
-            self._recorded_now = None
+            self._recorded = None
 
-    def replayed(self, num_tokens: int) -> None:
-        """A recorded pass was launched: follow it until the device has posted its last step."""
-        for step in self._recorded[num_tokens]:
-            self._follower.launched(replace(step, clock=self._clock + step.layer))
+    @contextmanager
+    def replaying(self, steps: Sequence[Launched]) -> Iterator[None]:
+        """What was recorded as `steps` is launched within."""
+        with self._supply.agreeing():
+            yield
+            for step in steps:
+                self._follower.launched(replace(step, clock=self._clock + step.layer))
+
+    def follow_to_end(self) -> None:
+        """Follow until the device has posted the last step launched."""
         self._follower.follow_to_end()

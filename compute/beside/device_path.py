@@ -17,7 +17,7 @@ from compute.predictors.gate import GateLookahead
 
 
 @dataclass(frozen=True, slots=True)
-class _Room:
+class Room:
     """What a step of one shape needs, kept: int64 [T * K] twice, and `outputs` [T * K, H]."""
 
     addresses: Tensor
@@ -45,7 +45,7 @@ class DevicePath:
         self._gate = gate
         self._num_experts = num_experts
         self._blob_bytes = blob_bytes
-        self._rooms: dict[tuple[object, ...], _Room] = {}
+        self._rooms: dict[tuple[object, ...], Room] = {}
         with torch.inference_mode(False):
             self._state = torch.zeros(NUM_STATE_WORDS, dtype=torch.int64, device=device)
 
@@ -53,10 +53,10 @@ class DevicePath:
         """Layer 0 of what is launched from now on is layer-step `clock`."""
         self._state[STEP].fill_(clock)
 
-    def run(
-        self, module: nn.Module, layer: int, clock: int, hidden: Tensor, index: Tensor, weights: Tensor
-    ) -> tuple[Tensor, Launched]:
-        """[T, H] of hidden [T, H], index [T, K], weights [T, K]; and what the follower must know of it."""
+    def bring(
+        self, layer: int, clock: int, hidden: Tensor, index: Tensor, weights: Tensor
+    ) -> tuple[Room, Launched]:
+        """Find the experts of index [T, K], and bring what is missing. The follower must hear of it."""
         answers = self._gate.ask_on_device(layer) if self._gate else []
         predicted = torch.cat([ranks.reshape(-1) for _, ranks in answers]) if answers else None
         room = self._room(hidden, weights)
@@ -71,13 +71,16 @@ class DevicePath:
             room.sources,
         )
         self._resolver.gather(room.addresses, room.sources, self._blob_bytes)
-        self._kernel.run_at(module, room.addresses, hidden, weights, room.outputs)
-        num_tokens, top_k = weights.shape
-        combined = room.outputs.view(num_tokens, top_k, -1).sum(1).to(hidden.dtype)
         asked = tuple((target, ranks.shape[1]) for target, ranks in answers)
-        return combined, Launched(layer, clock, num_tokens, top_k, asked)
+        num_tokens, top_k = weights.shape
+        return room, Launched(layer, clock, num_tokens, top_k, asked)
 
-    def _room(self, hidden: Tensor, weights: Tensor) -> _Room:
+    def compute(self, module: nn.Module, room: Room, hidden: Tensor, weights: Tensor) -> Tensor:
+        """[T, H] of hidden [T, H] and weights [T, K], by the experts that were brought."""
+        self._kernel.run_at(module, room.addresses, hidden, weights, room.outputs)
+        return room.outputs.view(*weights.shape, -1).sum(1).to(hidden.dtype)
+
+    def _room(self, hidden: Tensor, weights: Tensor) -> Room:
         """Steps follow each other on one stream, so one room serves every layer."""
         shape = (*weights.shape, hidden.shape[1], hidden.dtype, weights.dtype)
         if shape not in self._rooms:
@@ -85,10 +88,10 @@ class DevicePath:
         return self._rooms[shape]
 
 
-def _make_room(hidden: Tensor, weights: Tensor) -> _Room:
+def _make_room(hidden: Tensor, weights: Tensor) -> Room:
     num_rows, dtype = weights.numel(), torch.promote_types(hidden.dtype, weights.dtype)
     with torch.inference_mode(False):
         addresses, sources = torch.zeros(2, num_rows, dtype=torch.int64, device=hidden.device)
         # Rows of an index that is no expert are skipped, and the follower raises: until then, zeros.
         outputs = torch.zeros(num_rows, hidden.shape[1], dtype=dtype, device=hidden.device)
-    return _Room(addresses, sources, outputs)
+    return Room(addresses, sources, outputs)

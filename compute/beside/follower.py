@@ -57,6 +57,7 @@ class Follower:
     """`told(layer, num_tokens)` after each step. Called from the compute thread.
 
     `num_landed`, `num_in_place`: experts that the device has brought, or read, out of their frames.
+    `clock`: the layer-step that was followed last.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class Follower:
     ) -> None:
         self.num_landed = 0
         self.num_in_place = 0
+        self.clock = -1
         self._residency = residency
         self._table = table
         self._mailbox = mailbox
@@ -86,8 +88,7 @@ class Follower:
         self._num_experts = num_experts
         self._timeout_s = timeout_s
         self._queue: deque[Launched | BegunPass] = deque()
-        self._num_launched = 0
-        self._last_clock = -1
+        self._launched_last = -1
         self._epoch_before = -1
 
     # --- what the compute thread has done -------------------------------------------------------
@@ -96,12 +97,15 @@ class Follower:
         self._queue.append(begun)
 
     def launched(self, step: Launched) -> None:
-        """The mailbox must have a free row: see `make_room`."""
-        assert self._num_launched < self._mailbox.num_cells, "a row would be overwritten unread"
-        assert step.clock > self._last_clock, f"layer {step.layer} was launched twice in one pass"
-        self._last_clock = step.clock
+        """Steps follow each other, and the mailbox must have a free row: see `make_room`."""
+        assert step.clock > self._launched_last, f"layer {step.layer} was launched twice in one pass"
+        assert self._has_room(step.clock), "a row would be overwritten unread"
+        self._launched_last = step.clock
         self._queue.append(step)
-        self._num_launched += 1
+
+    def is_over(self, clock: int) -> bool:
+        """Whether layer-step `clock`, or one behind it, was launched."""
+        return clock <= self._launched_last
 
     # --- following ------------------------------------------------------------------------------
 
@@ -110,10 +114,14 @@ class Follower:
         while self._queue and self._follow_one():
             pass
 
-    def make_room(self, num_steps: int) -> None:
-        """Follow until `num_steps` more may be launched. Raises RuntimeError after the timeout."""
-        assert num_steps <= self._mailbox.num_cells
-        self._until(lambda: self._num_launched + num_steps <= self._mailbox.num_cells)
+    def make_room(self, clock: int) -> None:
+        """Follow until all steps up to `clock` may be launched. Raises RuntimeError after the timeout."""
+        self._until(lambda: self._has_room(clock))
+
+    def _has_room(self, clock: int) -> bool:
+        """A row is good for every `num_cells`-th step, whether those between were launched or not."""
+        oldest = next((step.clock for step in self._queue if isinstance(step, Launched)), clock)
+        return clock - oldest < self._mailbox.num_cells
 
     def catch_up(self) -> None:
         """Follow all that was launched. Raises RuntimeError after the timeout."""
@@ -141,17 +149,19 @@ class Follower:
         """The next step or pass, if it is there."""
         following = self._queue[0]
         if isinstance(following, BegunPass):
+            self._queue.popleft()
             self._begin_pass(following.num_tokens, following.is_new_sequence)
-        else:
-            posted = self._posted(following)
-            self._supply.settle_arrivals(following.clock)
-            if posted is None:
-                return False
-            self._num_launched -= 1
-            with self._supply.agreeing():
-                self._note(following, posted)
-            self._told(following.layer, following.num_tokens)
-        self._queue.popleft()
+            return True
+        posted = self._posted(following)
+        self._supply.settle_arrivals(following.clock)
+        if posted is None:
+            return False
+        with self._supply.agreeing():
+            self._queue.popleft()
+            self.clock = following.clock
+            self._note(following, posted)
+        self._told(following.layer, following.num_tokens)
+        self._check(posted)
         return True
 
     def _posted(self, step: Launched) -> Posted | None:
@@ -162,6 +172,8 @@ class Follower:
         self._open_slots.cool(self._epoch_before)
         self._epoch_before = self._table.epoch - ((self._table.epoch - posted.epoch) & PAYLOAD_MASK)
         keys, missed, landed = self._sort(step, posted)
+        if not keys:
+            return  # no index was an expert's
         num_wanted = self._open_slots.num_wanted
         served = self._residency.serve(step.layer, keys, missed, landed, num_wanted, step.clock)
         self._open_slots.put([*served.returned, *served.vacated])
@@ -175,9 +187,7 @@ class Follower:
         keys, missed, landed = [], [], {}
         for expert, found in posted.found:
             key = first_key + expert
-            if found == UNKNOWN:
-                raise no_such_expert(expert, self._num_experts)
-            if found != REPEATED:
+            if found not in (REPEATED, UNKNOWN):
                 keys.append(key)
             if found == LANDED:
                 landed[key] = self._open_slots.take()
@@ -188,17 +198,24 @@ class Follower:
                 missed.append(key)
         return sorted(keys), missed, landed
 
+    def _check(self, posted: Posted) -> None:
+        for expert, found in posted.found:
+            if found == UNKNOWN:
+                raise no_such_expert(expert, self._num_experts)
+
     def _look_ahead(self, step: Launched, posted: Posted, keys: list[int]) -> None:
         if self._ahead is None:
             return
-        if self._ahead.gate and step.asked:
+        if self._ahead.gate:
             self._ahead.gate.hear(step.layer, self._answers(step, posted))
         plan = self._ahead.plan(step.layer, keys, step.clock)
         if plan:
             self._supply.guess(plan, keys, step.clock, evicts=False)
 
     def _answers(self, step: Launched, posted: Posted) -> list[tuple[int, np.ndarray]]:
-        """(target, ranks [T, n]) of each gate that was asked."""
+        """(target, ranks [T, n]) of each gate that was asked: the host asks none."""
+        if not step.asked:
+            return []
         ends = np.cumsum([step.num_tokens * num_named for _, num_named in step.asked])
         parts = np.split(posted.predicted.astype(np.int16), ends[:-1])
         return [

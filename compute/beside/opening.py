@@ -141,6 +141,7 @@ def open_beside(
     return Beside(
         path,
         follower,
+        supply,
         num_layers=manifest.num_layers,
         top_k=manifest.top_k,
         watchers=watchers,

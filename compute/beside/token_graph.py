@@ -9,7 +9,7 @@ import functools
 import inspect
 import logging
 import weakref
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from operator import is_
@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, StaticCache
 from transformers.utils import ModelOutput
 
+from compute.beside.follower import Launched
 from compute.beside.token_call import AnswerForm, Call, Path, arguments, tensors_of
 from compute.beside.token_recorder import Recorder, Recording
 from compute.beside.token_strays import Stray
@@ -40,11 +41,17 @@ class Runner(Protocol):
     def takes(self, num_tokens: int) -> bool:
         """Whether the device runs a token of so many sequences without the host, as things are now."""
 
-    def recording(self) -> AbstractContextManager[None]:
-        """Inside, the MoE layers only launch: the host follows, asks and copies nothing, marks no event."""
+    def recording(self) -> AbstractContextManager[Sequence[Launched]]:
+        """Inside, the MoE layers only launch: the host follows, asks and copies nothing, marks no event.
 
-    def replayed(self, num_tokens: int) -> None:
-        """A token's forward over `num_tokens` sequences has just been launched: follow the device."""
+        Its value is their steps.
+        """
+
+    def replaying(self, steps: Sequence[Launched]) -> AbstractContextManager[None]:
+        """Inside, a token's forward that was recorded as `steps` is launched, and nothing else."""
+
+    def follow_to_end(self) -> None:
+        """Follow the device to the end of what was launched."""
 
 
 @dataclass(slots=True)
@@ -66,6 +73,7 @@ class _Recorded:
     inputs: dict[Path, Tensor]
     form: AnswerForm
     recording: Recording[dict[str, Tensor]]
+    steps: Sequence[Launched]
 
 
 class TokenGraphs:
@@ -186,7 +194,7 @@ class TokenGraphs:
 
         reason = ""
         try:
-            with self._runner.recording():
+            with self._runner.recording() as steps:
                 recording = self._recorder.record(work)
         except RuntimeError as error:
             reason = str(error) or type(error).__name__
@@ -197,19 +205,23 @@ class TokenGraphs:
         if reason:
             self._give_up(reason)
             return None
-        recorded = _Recorded(call.signature, cache, call.state, strays, inputs, form, recording)
+        recorded = _Recorded(call.signature, cache, call.state, strays, inputs, form, recording, steps)
         self._recorded.append(recorded)
         self.num_recorded += 1
         return recorded
 
     def _replay(self, recorded: _Recorded, call: Call) -> ModelOutput:
-        """The answer's tensors are the caller's own. What is launched is followed, whatever Ctrl-C says."""
+        """The answer's tensors are the caller's own.
+
+        What is launched is followed, now or later, whatever Ctrl-C or a full memory says.
+        """
         with self._undivided:
             for path, tensor in call.tensors.items():
                 recorded.inputs[path].copy_(tensor)
-            outputs = recorded.recording.replay()
+            with self._runner.replaying(recorded.steps):
+                outputs = recorded.recording.replay()
             own = {name: tensor.clone() for name, tensor in outputs.items()}
-            self._runner.replayed(call.num_tokens)
+            self._runner.follow_to_end()
         self.num_replayed += 1
         return recorded.form.fill(own, call.cache)
 

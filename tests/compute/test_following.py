@@ -158,7 +158,7 @@ class Play:
 
     def launch(self, num_tokens: int) -> None:
         """The host launches the next layer-step, if the mailbox has a row for it."""
-        if self.follower._num_launched >= 4 * NUM_LAYERS:
+        if not self.follower._has_room(self.num_launched):
             return
         layer = self.num_launched % NUM_LAYERS
         if layer == 0:

@@ -521,7 +521,11 @@ def test_the_runner_is_told_of_every_recording_and_every_replay(olmoe: Model) ->
     with recorded(olmoe) as playing:
         generate(olmoe, padded())
         num_replays = NUM_NEW - 1 - NUM_FIRST
-        assert playing.runner.told == ["recording", "recorded", *[3] * num_replays]
+        assert playing.runner.told == [
+            "recording",
+            "recorded",
+            *["replaying", "replayed", "following"] * num_replays,
+        ]
 
 
 def test_passes_are_announced_whether_recorded_or_not(olmoe: Model) -> None:

@@ -18,16 +18,17 @@ import torch
 from support.fake_driver import FakeDriver
 from support.greedy import PROMPT, Tokens, greedy
 from support.host_device import blob_at, host_devices
-from support.token_tape import Tape
+from support.token_tape import Tape, TapeRecording
+from torch import Tensor
 from transformers import AutoModelForCausalLM, StaticCache
 
 from compute.assembly import assemble
 from compute.beside.follower import Launched
-from compute.beside.token_graph import TokenGraphs
 from compute.beside.words import IN_SLOT
 from compute.cache_folder import Quantization
 from compute.offloaded import Offloaded
 from compute.predictors.base import Prediction
+from compute.predictors.gate import GateLookahead
 from compute.recording import Recording
 from compute.settings import Settings
 from launch.bench.routing import impose, sweep
@@ -231,9 +232,9 @@ def test_memory_that_runs_out_behind_a_look_up_leaves_slots_and_experts_in_step(
     with offload_to(store_none, FakeDriver(rate=20e9), stage=2) as offloaded:
         kernel = offloaded.stage._kernel
         for which in (5, 20, 40):
-            with failing(kernel, "run_at", which, torch.OutOfMemoryError("full")):
-                with pytest.raises(torch.OutOfMemoryError):
-                    greedy(offloaded.model)
+            full = torch.OutOfMemoryError("full")
+            with failing(kernel, "run_at", which, full), pytest.raises(torch.OutOfMemoryError):
+                greedy(offloaded.model)
         assert greedy(offloaded.model) == stock_tokens
         assert_tables_agree(offloaded)
 
@@ -242,9 +243,9 @@ def test_a_launch_that_fails_between_look_up_and_copy_is_final(store_none: Path)
     with offload_to(store_none, FakeDriver(rate=20e9), stage=2) as offloaded:
         assert offloaded.stage.beside
         resolver = offloaded.stage.beside._path._resolver
-        with failing(resolver, "gather", 5, RuntimeError("no such launch")):
-            with pytest.raises(RuntimeError, match="no such launch"):
-                greedy(offloaded.model)
+        error = RuntimeError("no such launch")
+        with failing(resolver, "gather", 5, error), pytest.raises(RuntimeError, match="no such launch"):
+            greedy(offloaded.model)
         with pytest.raises(SidestageError, match="close it and offload it again"):
             greedy(offloaded.model)
 
@@ -256,15 +257,17 @@ def test_a_replay_whose_answer_finds_no_memory_is_followed_all_the_same(
     with offload_to(store_none, FakeDriver(rate=20e9), tape, stage=3) as offloaded:
         assert greedy(offloaded.model) == static_tokens
         with monkeypatch.context() as patched:
-            patched.setattr(TokenGraphs, "_own", staticmethod(_no_memory))
+            replay = TapeRecording.replay
+            patched.setattr(TapeRecording, "replay", lambda tape: dict.fromkeys(replay(tape), Uncopied()))
             with pytest.raises(torch.OutOfMemoryError):
                 greedy(offloaded.model)
         assert greedy(offloaded.model) == static_tokens
         assert_tables_agree(offloaded)
 
 
-def _no_memory(*_: object) -> None:
-    raise torch.OutOfMemoryError("full")
+class Uncopied:
+    def clone(self) -> Tensor:
+        raise torch.OutOfMemoryError("full")
 
 
 def assert_tables_agree(offloaded: Offloaded) -> None:
@@ -312,14 +315,20 @@ def test_an_inner_model_that_nobody_announced_begins_a_pass_of_its_own(store_non
         first = inner(PROMPT[:, :4], use_cache=False).last_hidden_state
         again = inner(PROMPT[:, :4], use_cache=False).last_hidden_state
         assert torch.equal(first, again)
-        assert offloaded.stage.tally()["passes"] == 2
+        assert_tables_agree(offloaded)
+
+
+def gate_of(offloaded: Offloaded) -> GateLookahead:
+    ahead = offloaded.stage._ahead
+    assert ahead and ahead.gate
+    return ahead.gate
 
 
 def test_a_prompt_is_looked_ahead_of_from_its_first_layer(
     store_none: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with offload_to(store_none, FakeDriver(rate=20e9), stage=2) as offloaded, torch.no_grad():
-        assert offloaded.stage._ahead and (gate := offloaded.stage._ahead.gate)
+        gate = gate_of(offloaded)
         asked, predict = [], gate.predict
 
         def note(layer: int, *rest: object) -> list[Prediction]:
@@ -336,9 +345,7 @@ def test_where_every_expert_has_a_slot_no_gate_is_asked_by_the_host_and_all_come
     store_none: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with offload_to(store_none, FakeDriver(rate=20e9), slots=NUM_KEYS) as offloaded, torch.no_grad():
-        gate = offloaded.stage._ahead.gate if offloaded.stage._ahead else None
-        assert gate
-        monkeypatch.setattr(gate, "_ask", lambda *_: pytest.fail("the host asked a gate"))
+        monkeypatch.setattr(gate_of(offloaded), "_ask", lambda *_: pytest.fail("the host asked a gate"))
         for layer in offloaded.moe_layers:
             told = sweep(32, TOP_K)
             impose(layer.experts, lambda num_rows, told=told: told[:num_rows])

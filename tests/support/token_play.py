@@ -12,6 +12,7 @@ from support.tiny_stores import prompt
 from support.token_tape import Tape
 from transformers import StaticCache
 
+from compute.beside.follower import Launched
 from compute.beside.static_generation import prepare
 from compute.beside.token_graph import TokenGraphs
 
@@ -29,22 +30,29 @@ Model = transformers.PreTrainedModel
 class FakeRunner:
     """Notes what it is told."""
 
-    told: list[str | int] = field(default_factory=list)
+    told: list[str] = field(default_factory=list)
     is_watched: bool = False
 
     def takes(self, num_tokens: int) -> bool:
         return not self.is_watched
 
     @contextmanager
-    def recording(self) -> Iterator[None]:
+    def recording(self) -> Iterator[list[Launched]]:
         self.told.append("recording")
         try:
-            yield
+            yield [Launched(0, 0, 1, 1)]
         finally:
             self.told.append("recorded")
 
-    def replayed(self, num_tokens: int) -> None:
-        self.told.append(num_tokens)
+    @contextmanager
+    def replaying(self, steps: Sequence[Launched]) -> Iterator[None]:
+        assert steps == [Launched(0, 0, 1, 1)]
+        self.told.append("replaying")
+        yield
+        self.told.append("replayed")
+
+    def follow_to_end(self) -> None:
+        self.told.append("following")
 
 
 @dataclass
