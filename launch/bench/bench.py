@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from launch.bench.arm_process import ArmError, ArmProcess
@@ -165,9 +165,17 @@ def _report(
         "reads_reason": reading.reason,
         "threads": config.threads or next((each["threads"] for each in figures if "threads" in each), None),
         "cpus": os.cpu_count(),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in _VERSIONS}},
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in _VERSIONS}},
         "command": _command(),
     }
+
+
+def _version(name: str) -> str:
+    """None of sidestage's own where it runs from its source tree, nor of accelerate without that arm."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def _command() -> str:

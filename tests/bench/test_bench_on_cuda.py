@@ -8,6 +8,7 @@ from support.manifests import manifest_of
 from launch.bench import config as bench_config
 from launch.bench.arm_process import _environment
 from launch.bench.arms import arm_of
+from launch.bench.bench import _version
 from launch.bench.config import BenchConfig
 from launch.bench.jobs import plan_jobs
 
@@ -51,3 +52,7 @@ def test_every_arm_of_ours_is_pinned_with_a_frame_for_every_expert(
         ("pinned", 8, 32),
     ]
     assert {_environment(job).get("CUDA_VISIBLE_DEVICES") for job in jobs} == {"3"}, "the device is hidden"
+
+
+def test_a_report_is_written_where_sidestage_itself_is_not_installed() -> None:
+    assert _version("sidestage-that-nobody-has") == "not installed" != _version("torch")
