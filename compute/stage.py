@@ -251,7 +251,7 @@ class Stage:
 
     def follow(self) -> None:
         """Count what the device has done by itself until now. Never waits."""
-        if self.beside:
+        if self.beside and self.supply.is_whole:
             with self.undivided:
                 self.beside.follow()
 

@@ -45,9 +45,14 @@ class Supply:
         # True while residency and transport do not agree yet: an interrupt then leaves them apart.
         self._is_torn = False
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether all who must agree do: no interrupt, and no error, fell between."""
+        return not self._is_torn
+
     def check_whole(self) -> None:
-        """Raise SidestageError when an interrupt fell between two that must agree."""
-        if self._is_torn:
+        """Raise SidestageError unless it `is_whole`."""
+        if not self.is_whole:
             raise SidestageError(
                 "the last run of this model was interrupted in the middle of an order to its loader: "
                 "close it and offload it again"

@@ -88,6 +88,8 @@ class Beside:
         """Launches, then follows what was posted meanwhile; within `recording` it launches only."""
         clock = self._clock + layer
         if self._recorded is not None:
+            if self._recorded and layer <= self._recorded[-1].layer:
+                raise RuntimeError("the model goes through an MoE layer twice for one token")
             room, step = self._path.bring(layer, clock, hidden, index, weights)
             self._recorded.append(step)
             return self._path.compute(module, room, hidden, weights)

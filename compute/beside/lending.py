@@ -40,6 +40,10 @@ class LendingResidency(Residency):
         return len(self._coming) + len(self._overtaken)
 
     @property
+    def num_used(self) -> int:
+        return self.num_slots - len(self._free) - len(self._lent) - len(self._overtaken)
+
+    @property
     def num_free(self) -> int:
         return len(self._free)
 

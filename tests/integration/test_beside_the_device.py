@@ -92,8 +92,10 @@ def test_stage_2_gives_stock_tokens(
     driver = FakeDriver(rate=20e9)
     named = {"slots": slots, "policy": policy, "predictor": predictor, "lookahead": lookahead}
     with offload_to(store_none, driver, **named) as offloaded:
+        empty = offloaded.report()
         assert greedy(offloaded.model) == stock_tokens
         report = offloaded.report()
+    assert empty["slots_used"] == 0, "a slot on loan holds nobody"
     assert report["stage"] == 2 and report["arrangement"] == "pinned"
     check_counters(report, slots, lookahead)
     assert not driver.locked, "something stayed page-locked"
@@ -246,8 +248,21 @@ def test_a_launch_that_fails_between_look_up_and_copy_is_final(store_none: Path)
         error = RuntimeError("no such launch")
         with failing(resolver, "gather", 5, error), pytest.raises(RuntimeError, match="no such launch"):
             greedy(offloaded.model)
+        lookups = offloaded.report()["lookups"]
         with pytest.raises(SidestageError, match="close it and offload it again"):
             greedy(offloaded.model)
+        assert offloaded.report()["lookups"] == lookups
+
+
+def test_a_layer_that_runs_twice_for_a_token_is_not_recorded(store_none: Path) -> None:
+    with offload_to(store_none, FakeDriver(rate=20e9), Tape(), stage=3) as offloaded, torch.no_grad():
+        beside, module = offloaded.stage.beside, offloaded.moe_layers[0].experts
+        hidden, weights = torch.zeros(1, 192, dtype=torch.bfloat16), torch.ones(1, TOP_K)
+        offloaded.stage.begin_pass(1, False)
+        assert beside
+        with beside.recording(), pytest.raises(RuntimeError, match="twice for one token"):
+            for _ in range(2):
+                module(hidden, torch.tensor([[0, 1, 2, 3]]), weights)
 
 
 def test_a_replay_whose_answer_finds_no_memory_is_followed_all_the_same(
