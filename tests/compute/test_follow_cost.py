@@ -30,16 +30,20 @@ NUM_KEYS = NUM_LAYERS * NUM_EXPERTS
 WARM, MEASURED = 40, 60
 
 
-class NoCopies:
-    """A transport that is asked for nothing."""
+class Instant:
+    """A transport whose copies are there when somebody looks: of experts that were read in place."""
 
     num_transit, bytes_transferred, arrangement, num_slots = 1, 0, "pinned", NUM_KEYS
 
+    def __init__(self) -> None:
+        self._arrivals = Arrivals([], [])
+
     def submit(self, order: Order, clock: int) -> None:
-        raise AssertionError("nothing is fetched ahead of need here")
+        self._arrivals.landed.extend(slot for _, slot, _ in order.prefetch)
 
     def poll(self) -> Arrivals:
-        return Arrivals([], [])
+        arrivals, self._arrivals = self._arrivals, Arrivals([], [])
+        return arrivals
 
 
 def follow(policy: str, num_slots: int) -> tuple[list[float], float]:
@@ -50,12 +54,13 @@ def follow(policy: str, num_slots: int) -> tuple[list[float], float]:
     table = DeviceSlotTable(shared.words, frames, torch.zeros(num_slots + 1, 8, dtype=torch.uint8))
     shape = CacheShape(NUM_LAYERS, NUM_EXPERTS, TOP_K, num_slots)
     residency = LendingResidency(num_slots, TOP_K, named(policy, shape), table=table)
+    num_offered = 2 * TOP_K if num_slots < NUM_KEYS else 0
     follower = Follower(
         residency=residency,
         table=table,
         mailbox=Mailbox(shared.words),
-        open_slots=OpenSlots(shared.words, table, residency, 2 * TOP_K, 0, NUM_KEYS),
-        supply=Supply(residency, NoCopies(), None),  # type: ignore[arg-type]
+        open_slots=OpenSlots(shared.words, table, residency, num_offered, 0, NUM_KEYS),
+        supply=Supply(residency, Instant(), None),  # type: ignore[arg-type]
         look_ahead=None,
         begin_pass=residency.policy.begin_pass,
         told=lambda layer, num_tokens: None,
