@@ -8,8 +8,8 @@ import os
 import re
 from pathlib import Path
 
-#: The driver's node, and the one that stands for it below Windows.
-_NODES = (Path("/dev/nvidiactl"), Path("/dev/dxg"))
+#: The driver's nodes, of which a container may have only some, and the one that stands for them below Windows.
+_NODES = tuple(map(Path, ("/dev/nvidiactl", "/dev/nvidia0", "/proc/driver/nvidia/version", "/dev/dxg")))
 
 
 def has_cuda() -> bool:

@@ -16,6 +16,7 @@ from transformers.activations import ACT2FN
 from transformers.integrations.moe import use_experts_implementation
 
 from compute import kernels
+from compute.experts import is_experts_module
 from compute.kernels import binding, build
 from compute.kernels.cpu import GROUPS, ISAS, CpuKernel
 from compute.kernels.measure import gated_experts, gated_layout, measure_kernel
@@ -153,7 +154,7 @@ def test_activations_are_torch_ones(name: str) -> None:
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_experts_of_real_architectures(arch: str) -> None:
     model = random_model(tiny_config(arch))
-    module = next(m for m in model.modules() if hasattr(m, "_is_expert_parallel"))
+    module = next(filter(is_experts_module, model.modules()))
     tensors = {name: p.detach()[1] for name, p in module.named_parameters(recurse=False)}
     tensors = dict(sorted(tensors.items(), key=lambda item: -item[1].ndim))
     layout, blob = blob_of(tensors, "4", 32, is_transposed=bool(module.is_transposed))
