@@ -1,17 +1,21 @@
-"""One run of everything that needs a CUDA device: the checks, the link, and the benchmark's tables.
+"""One run of everything that needs a CUDA device: the benchmark's tables, the link, kernels, the checks.
 
-`make gpu-report`, or `python tests/gpu/report.py FOLDER [--routing T.npz] [--shape S] [--layers N]`.
-Writes gpu-report.json and gpu-report.md into FOLDER within ten minutes. A step that fails, or for
-which no time is left, is written down as that; the others go on.
+`make gpu-report`, or `python tests/gpu/report.py FOLDER [--steps A,B] [--routing T.npz] [--shape S]
+[--layers N]`, in a source tree, installed or not. Writes gpu-report.json and gpu-report.md into FOLDER
+within ten minutes, after every step. A step that fails, or for which no time is left, is written down as
+that; the others go on. What matters most comes first, and any step can be run alone.
 """
 
 import argparse
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,10 +24,7 @@ from xml.etree import ElementTree
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
 
-TOTAL_S = 580.0
-SHARES = (50, 25, 10)
-#: Compared with stock at this share of slots.
-STOCK_SHARE = 25
+TOTAL_S = 570.0
 COLUMNS = (
     ("arm", "{}"),
     ("tg_tokens_per_second", "{:.1f}"),
@@ -37,6 +38,25 @@ COLUMNS = (
 )
 
 Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Arms side by side, with slots for `share` percent of the experts."""
+
+    share: int
+    arms: str
+    num_tokens: int = 64
+    timeout_s: float = 150.0
+
+
+#: accelerate's arm brings every expert of most layers for each token: few tokens, and the longest time.
+TABLES = {
+    "bench-25": Table(25, "resident,resident:3,offload@1,offload@1:3,accelerate", 32, 270.0),
+    "bench-10": Table(10, "resident,resident:3,offload@1,offload@1:3"),
+    "bench-25-more": Table(25, "resident,resident:3,offload@0,offload@0:3,offload@1:2,transformers"),
+    "bench-50": Table(50, "resident,resident:3,offload@0,offload@1,offload@1:3"),
+}
 
 
 @dataclass
@@ -67,12 +87,31 @@ def run(name: str, argv: Sequence[str], timeout_s: float, read: Callable[[str], 
         return Step(name, " ".join(argv), error="no time was left")
     started_s = time.monotonic()
     try:
-        ended = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=timeout_s, check=False)
-        step = _read(ended, read)
+        step = _read(_ended(argv, timeout_s), read)
     except subprocess.TimeoutExpired:
         step = Step(name, error=f"not finished within {timeout_s:.0f} s")
     step.name, step.command, step.seconds = name, " ".join(argv), time.monotonic() - started_s
     return step
+
+
+def _ended(argv: Sequence[str], timeout_s: float) -> subprocess.CompletedProcess[str]:
+    """The command, to its end. Who is late goes with all of its children: they would hold the device."""
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        argv, cwd=ROOT, env=_environment(), stdout=pipe, stderr=pipe, text=True, start_new_session=True
+    ) as process:
+        try:
+            out, err = process.communicate(timeout=timeout_s)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    return subprocess.CompletedProcess(argv, process.returncode, out, err)
+
+
+def _environment() -> Mapping[str, str]:
+    """This tree's own packages, for children of children too."""
+    others = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *others])}
 
 
 def _read(ended: subprocess.CompletedProcess[str], read: Callable[[str], Step]) -> Step:
@@ -87,11 +126,11 @@ def _read(ended: subprocess.CompletedProcess[str], read: Callable[[str], Step]) 
     return step
 
 
-def checks(clock: Clock) -> Step:
+def checks(clock: Clock, given: argparse.Namespace) -> Step:
     with TemporaryDirectory() as folder:
         path = Path(folder, "checks.xml")
         argv = [sys.executable, "-m", "pytest", "-m", "gpu", "tests/gpu", f"--junitxml={path}"]
-        return run("checks", argv, clock.left_s(300), lambda _: read_checks(path.read_text()))
+        return run("checks", argv, clock.left_s(TOTAL_S), lambda _: read_checks(path.read_text()))
 
 
 def read_checks(xml: str) -> Step:
@@ -110,30 +149,52 @@ def read_checks(xml: str) -> Step:
     return step
 
 
-def doctor(clock: Clock) -> Step:
+def doctor(clock: Clock, given: argparse.Namespace) -> Step:
     argv = [*sidestage(), "doctor", "--json", "-"]
     return run("doctor", argv, clock.left_s(120), lambda text: Step("", table=json.loads(text)["checks"]))
 
 
-def link(clock: Clock) -> Step:
-    argv = [sys.executable, str(ROOT / "tests" / "gpu" / "link_report.py")]
-    return run("link", argv, clock.left_s(90), lambda text: Step("", **json.loads(text)))
+def model(clock: Clock, given: argparse.Namespace) -> Step:
+    return _script("model", clock.left_s(240), given.shape, str(given.layers))
 
 
-def kernel(clock: Clock) -> Step:
-    argv = [sys.executable, str(ROOT / "tests" / "gpu" / "kernel_report.py")]
-    return run("kernel", argv, clock.left_s(120), lambda text: Step("", **json.loads(text)))
+def link(clock: Clock, given: argparse.Namespace) -> Step:
+    return _script("link", clock.left_s(90))
 
 
-def bench(clock: Clock, given: argparse.Namespace, share: int, num_experts: int) -> Step:
-    slots = str(max(num_experts * share // 100, 1))
-    arms = "resident,resident:3,offload@0,offload@1,offload@0:3,offload@1:3"
-    arms += ",offload@1:2,transformers,accelerate" if share == STOCK_SHARE else ""
+def kernel(clock: Clock, given: argparse.Namespace) -> Step:
+    return _script("kernel", clock.left_s(150))
+
+
+def _script(name: str, timeout_s: float, *arguments: str) -> Step:
+    """A report of its own, beside this file."""
+    argv = [sys.executable, str(Path(__file__).with_name(f"{name}_report.py")), *arguments]
+    return run(name, argv, timeout_s, lambda text: Step("", **json.loads(text)))
+
+
+def bench(name: str, clock: Clock, given: argparse.Namespace) -> Step:
+    table = TABLES[name]
+    num_slots = max(number_of_experts(given.shape, given.layers) * table.share // 100, 1)
     argv = [*sidestage(), "bench", "--device", "cuda", "--shape", given.shape, "--layers", str(given.layers)]
-    argv += ["--slots", slots, "--arms", arms, "--pp", "32", "--tg", "64", "--repeat", "2", "--json", "-"]
+    argv += ["--slots", str(num_slots), "--arms", table.arms]
+    argv += ["--pp", "32", "--tg", str(table.num_tokens), "--repeat", "2", "--json", "-"]
     argv += ["--routing", given.routing] if given.routing else []
-    name = f"bench, slots for {share} % of the experts"
-    return run(name, argv, clock.left_s(240), lambda text: Step("", table=json.loads(text)["arms"]))
+    title = f"{name}: slots for {table.share} % of the experts"
+    return run(title, argv, clock.left_s(table.timeout_s), lambda t: Step("", table=json.loads(t)["arms"]))
+
+
+#: In their order.
+STEPS: dict[str, Callable[[Clock, argparse.Namespace], Step]] = {
+    "doctor": doctor,
+    "model": model,
+    "bench-25": partial(bench, "bench-25"),
+    "link": link,
+    "kernel": kernel,
+    "bench-10": partial(bench, "bench-10"),
+    "bench-25-more": partial(bench, "bench-25-more"),
+    "bench-50": partial(bench, "bench-50"),
+    "checks": checks,
+}
 
 
 def sidestage() -> list[str]:
@@ -141,6 +202,7 @@ def sidestage() -> list[str]:
 
 
 def number_of_experts(shape: str, num_layers: int) -> int:
+    sys.path.insert(0, str(ROOT))
     from launch.bench.shapes import config_of
 
     config = config_of(shape, num_layers)
@@ -182,17 +244,9 @@ def main() -> int:
     given = _arguments()
     clock = Clock(TOTAL_S)
     given.folder.mkdir(parents=True, exist_ok=True)
-    num_experts = number_of_experts(given.shape, given.layers)
     steps: list[Step] = []
-    tables = [lambda share=share: bench(clock, given, share, num_experts) for share in SHARES]
-    for take in (
-        lambda: doctor(clock),
-        lambda: link(clock),
-        lambda: kernel(clock),
-        lambda: checks(clock),
-        *tables,
-    ):
-        steps.append(take())
+    for name in given.steps:
+        steps.append(STEPS[name](clock, given))
         sys.stderr.write(f"{steps[-1].name}: {steps[-1].error or 'done'}, {steps[-1].seconds:.0f} s\n")
         Path(given.folder, "gpu-report.json").write_text(
             json.dumps([asdict(step) for step in steps], indent=1)
@@ -204,10 +258,18 @@ def main() -> int:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="gpu-report")
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--steps", type=_steps, default=list(STEPS), help=f"of {', '.join(STEPS)}")
     parser.add_argument("--routing")
     parser.add_argument("--shape", default="qwen3-30b-a3b")
     parser.add_argument("--layers", type=int, default=6)
     return parser.parse_args()
+
+
+def _steps(text: str) -> list[str]:
+    names = text.split(",")
+    if unknown := [name for name in names if name not in STEPS]:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is no step; allowed: {', '.join(STEPS)}")
+    return names
 
 
 if __name__ == "__main__":
