@@ -8,8 +8,9 @@ import os
 import re
 from pathlib import Path
 
-#: The driver's nodes, of which a container may have only some, and the one that stands for them below Windows.
-_NODES = tuple(map(Path, ("/dev/nvidiactl", "/dev/nvidia0", "/proc/driver/nvidia/version", "/dev/dxg")))
+#: The driver's nodes, of which a container may have only some, and the one that stands for them below
+#: Windows. What /proc says is the host's, whether or not a container has a device.
+_NODES = tuple(map(Path, ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg")))
 
 
 def has_cuda() -> bool:
