@@ -8,13 +8,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from compute import policies, predictors
-from compute.beside.opening import Ground, obstacle, open_beside, open_ground
+from compute.beside.opening import Ground, Site, obstacle, open_beside, open_ground
 from compute.devices import Devices
 from compute.discovery import MoeLayer
-from compute.kernels.base import ExpertKernel
 from compute.look_ahead import LookAhead, gate_in
 from compute.opening import Way
-from compute.policies.base import CacheShape, EvictionPolicy
+from compute.policies.base import CacheShape
 from compute.predictors.base import Predictor, RoutingShape
 from compute.prefetch import PrefetchPlanner
 from compute.residency import Residency
@@ -56,9 +55,8 @@ def open_stage(
     kernel, reason = devices.choose_kernel(manifest.layout, str(driver.device) if driver else "cpu")
     _log.info("kernel %s: %s", kernel.name, reason)
     predictor = _open_predictor(manifest, layers, settings)
-    ground, notices = _open_ground(
-        manifest, settings, way, driver, kernel, policy, predictor, timeline, timeout_s, opened
-    )
+    site = Site(manifest, way, driver, kernel, policy, timeline, timeout_s)
+    ground, notices = _open_ground(site, settings, predictor, opened)
     residency = ground.residency if ground else Residency(num_slots, manifest.top_k, policy)
     look_ahead = None
     if predictor:
@@ -76,44 +74,23 @@ def open_stage(
         policy_name=settings.policy,
     )
     opened.callback(stage.close)
-    if ground and driver:
-        stage.beside = open_beside(
-            ground,
-            driver,
-            kernel,
-            devices.resolver(),
-            manifest,
-            look_ahead,
-            supply=stage.supply,
-            begin_pass=stage.note_pass,
-            told=stage.tell,
-            watchers=stage.observers,
-            timeout_s=timeout_s,
-        )
+    if ground:
+        stage.beside = open_beside(ground, stage, look_ahead, devices.resolver())
     return OpenedStage(stage, settings.stage if ground else 1, notices)
 
 
 def _open_ground(
-    manifest: Manifest,
-    settings: Settings,
-    way: Way,
-    driver: Driver | None,
-    kernel: ExpertKernel,
-    policy: EvictionPolicy,
-    predictor: Predictor | None,
-    timeline: Timeline | None,
-    timeout_s: float,
-    opened: ExitStack,
+    site: Site, settings: Settings, predictor: Predictor | None, opened: ExitStack
 ) -> tuple[Ground | None, tuple[str, ...]]:
     """What stages 2 and 3 stand on, if asked for and possible; and why not."""
     if settings.stage == 1:
         return None, ()
-    reason = obstacle(way, driver, kernel, policy, manifest, timeline)
-    if reason or driver is None:
+    if reason := obstacle(site):
         return None, (f"--stage {settings.stage} is not possible here, stage 1 runs instead: {reason}",)
     gate = gate_in(predictor)
+    manifest = site.manifest
     num_named = gate.num_named(manifest.top_k, manifest.num_experts) * settings.lookahead if gate else 0
-    return open_ground(way, driver, policy, manifest, num_named, timeout_s, opened), ()
+    return open_ground(site, num_named, opened), ()
 
 
 def _open_predictor(manifest: Manifest, layers: list[MoeLayer], settings: Settings) -> Predictor | None:
