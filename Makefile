@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: run serve test check stress soak fuzz bench picture gpu gpu-report clean
+.PHONY: run serve test check stress soak fuzz bench picture gpu gpu-report gpu-wheels clean
 
 # The shipped model with a quarter of its 192 experts in slots, and a prompt of its own world.
 run: $(STAMP)
@@ -54,6 +54,13 @@ gpu: $(STAMP)
 GPU_REPORT ?= build/gpu
 gpu-report: $(STAMP)
 	$(BIN)/python tests/gpu/report.py $(GPU_REPORT)
+
+# What a machine without network may lack, for its version of Python: docs/gpu.md. hqq has no wheel of its own.
+GPU_PYTHON ?= 3.12
+gpu-wheels: $(STAMP)
+	$(BIN)/python -m pip wheel --quiet --no-deps -c constraints.txt --wheel-dir build/gpu-wheels hqq
+	$(BIN)/python -m pip download --quiet --no-deps --only-binary :all: --python-version $(GPU_PYTHON) \
+	    --dest build/gpu-wheels pyzmq einops termcolor
 
 # Leaves the environment alone; remove .venv to have it made again.
 clean:

@@ -1,6 +1,8 @@
 """The report of a CUDA device, as far as it goes without one."""
 
+import json
 import sys
+from pathlib import Path
 
 import pytest
 from gpu import kernel_report, report
@@ -61,3 +63,27 @@ def test_the_kernels_rows_tell_time_and_bandwidth() -> None:
     rows = list(kernel_report.table(lambda *shape, **case: figures))
     assert len(rows) == len(kernel_report.SHAPES) * len(kernel_report.CASES)
     assert rows[0]["us"] == 10.0 and rows[0]["GB/s"] == 2100 and rows[0]["of a copy"] == 0.75
+
+
+def test_steps_are_chosen_by_name_and_the_files_say_what_each_came_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["gpu-report", str(tmp_path), "--steps", "link,bench-10"])
+    monkeypatch.setitem(report.STEPS, "link", lambda *_: report.Step("link", facts={"best": 5}))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert report.main() == 1
+    text = (tmp_path / "gpu-report.md").read_text()
+    assert "- best: 5" in text and "bench-10: slots for 10 %" in text
+    assert (
+        "**Not measured: sidestage: --device is 'cuda', and there is no CUDA device here: use cpu**" in text
+    )
+    assert len(json.loads((tmp_path / "gpu-report.json").read_text())) == 2
+
+
+def test_an_unknown_step_is_refused_with_those_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["gpu-report", str(tmp_path), "--steps", "bench-33"])
+    with pytest.raises(SystemExit):
+        report.main()
+    assert "'bench-33' is no step; allowed: doctor, model, bench-25" in capsys.readouterr().err

@@ -198,7 +198,7 @@ STEPS: dict[str, Callable[[Clock, argparse.Namespace], Step]] = {
 
 
 def sidestage() -> list[str]:
-    return [sys.executable, "-c", "from launch.cli import main; main()"]
+    return [sys.executable, "-m", "launch"]
 
 
 def number_of_experts(shape: str, num_layers: int) -> int:
