@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from compute.arrays import IntArray
 from compute.kernels.base import GroupKernel
-from compute.transports.base import AddressedTransport, IntArray
+from compute.transports.base import AddressedTransport
 
 
 @dataclass(frozen=True, slots=True)

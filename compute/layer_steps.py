@@ -9,8 +9,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from compute.arrays import IntArray
 from compute.policies.base import FloatArray
-from compute.policies.future import Future, IntArray
+from compute.policies.future import Future
 from compute.trace import HalfArray, Int16Array, Trace
 
 #: Passes whose layer-steps are Python objects at the same time.

@@ -8,13 +8,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from compute.arrays import IntArray
 from compute.budget import CUDA_ARRANGEMENTS, Budget
 from compute.client import LoaderClient
 from compute.loader_process import start_loader
 from compute.pin_limit import pin_limit
 from compute.recording import Recording
 from compute.settings import Settings
-from compute.transports.base import IntArray, Transport
+from compute.transports.base import Transport
 from compute.transports.cuda import open_cuda_transport
 from compute.transports.direct import DirectTransport
 from compute.transports.driver import Driver

@@ -14,11 +14,12 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import cast
 
+from compute.arrays import IntArray
 from compute.counters import ResidencyCounters
 from compute.policies import contract
 from compute.policies.base import AdmissionPolicy, EvictionPolicy, FloatArray
 from compute.probation import Probation
-from compute.slot_table import IntArray, SlotTable
+from compute.slot_table import SlotTable
 
 _NOBODY = -1
 

@@ -4,9 +4,8 @@ Written by the residency at the two edges of an expert's stay; grows with the ke
 """
 
 import numpy as np
-import numpy.typing as npt
 
-IntArray = npt.NDArray[np.int64]
+from compute.arrays import IntArray
 
 _NOBODY = -1
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from compute.arrays import IntArray
 from compute.layer_steps import LayerSteps
-from compute.policies.future import IntArray
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -8,8 +8,9 @@ fills them, after those steps and by a table without that expert (`Resolver`).
 from collections import deque
 from collections.abc import Iterable
 
+from compute.arrays import IntArray
 from compute.beside.lending import LendingResidency
-from compute.beside.table import DeviceSlotTable, IntArray
+from compute.beside.table import DeviceSlotTable
 from compute.beside.words import PUSHED, DeviceWords
 
 

@@ -4,14 +4,11 @@ Written by the residency at the two edges of an expert's stay, like the table th
 expert enters when its bytes are in the slot. Knows nothing of when a slot may be refilled.
 """
 
-import numpy.typing as npt
-from numpy import int64
 from torch import Tensor
 
+from compute.arrays import IntArray
 from compute.beside.words import EPOCH, IN_SLOT, DeviceWords
 from compute.slot_table import SlotTable
-
-IntArray = npt.NDArray[int64]
 
 
 class DeviceSlotTable(SlotTable):

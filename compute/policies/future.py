@@ -9,9 +9,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-IntArray = npt.NDArray[np.int64]
+from compute.arrays import IntArray
 
 
 @dataclass(frozen=True, slots=True, eq=False)

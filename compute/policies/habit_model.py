@@ -11,11 +11,9 @@ from math import log
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from compute.arrays import IntArray
 from compute.policies.base import CacheShape, FloatArray
-
-IndexArray = npt.NDArray[np.int64]
 
 #: What remains of a moving average after a visit.
 KEPT = (0.5, 0.8, 0.9, 0.97, 0.995)
@@ -45,7 +43,7 @@ class Belief(NamedTuple):
     """What was believed of an expert's coming visits, and why."""
 
     dense: FloatArray  #: [7, E]
-    ages: IndexArray  #: [2, E], as places in both models' weights
+    ages: IntArray  #: [2, E], as places in both models' weights
     chances: FloatArray  #: [2, E], next visit and later ones
 
 
@@ -61,7 +59,7 @@ class HabitModel:
         self._usage = [np.ones((FOLLOWS, num_experts), dtype=np.float32) for _ in range(num_layers)]
         self._follows = [np.ones((num_experts, num_experts), dtype=np.float32) for _ in range(num_layers)]
         self._ages = [np.full(num_experts, NUM_AGES - 1) for _ in range(num_layers)]
-        self._used: list[IndexArray | None] = [None] * num_layers
+        self._used: list[IntArray | None] = [None] * num_layers
         self._past: list[list[Belief]] = [[] for _ in range(num_layers)]
         self._num_visits = [PRIOR_VISITS] * num_layers
         for usage in self._usage:
@@ -114,7 +112,7 @@ class HabitModel:
         scratch *= self._rate
         self._weights += scratch
 
-    def _note(self, layer: int, used: IndexArray) -> None:
+    def _note(self, layer: int, used: IntArray) -> None:
         """Let averages, ages and transitions know what was used."""
         usage = self._usage[layer]
         usage *= self._kept
@@ -134,7 +132,7 @@ class HabitModel:
             np.maximum(rows, FLOOR, out=rows)
             follows[origins] = rows
 
-    def _believe(self, layer: int, used: IndexArray) -> Belief:
+    def _believe(self, layer: int, used: IntArray) -> Belief:
         dense = np.empty((NUM_DENSE, self._num_experts), dtype=np.float32)
         dense[:FOLLOWS] = self._usage[layer]
         np.add.reduce(self._follows[layer].take(used, axis=0), axis=0, out=dense[FOLLOWS])

@@ -11,11 +11,9 @@ from collections.abc import Sequence
 from math import log
 
 import numpy as np
-import numpy.typing as npt
 
+from compute.arrays import IntArray
 from compute.policies.base import CacheShape, FloatArray
-
-IndexArray = npt.NDArray[np.int64]
 
 #: Layers whose last choice pulls: the layer itself and those before it.
 MOST_SOURCES = 6
@@ -99,7 +97,7 @@ class KeepValue:
         self._usage[layer, 2:] += is_used
         self._visits[layer] += _ONE
 
-    def _describe(self, layer: int, used: IndexArray, probs: FloatArray | None) -> FloatArray:
+    def _describe(self, layer: int, used: IntArray, probs: FloatArray | None) -> FloatArray:
         """[8, E] after a visit that is noted; the router's rows are 0 where it is not known what it said."""
         usage, (visits, in_sequence) = self._usage[layer], self._visits[layer]
         share = usage[2] / visits
@@ -120,7 +118,7 @@ class KeepValue:
         features[0] = 1.0
         return features
 
-    def _followed(self, layer: int, used: IndexArray, share: FloatArray) -> FloatArray:
+    def _followed(self, layer: int, used: IntArray, share: FloatArray) -> FloatArray:
         """[E]: how much more than its share an expert follows those just used, in the mean over them.
 
         An expert of few uses is trusted little: its followers start with the share.
@@ -132,7 +130,7 @@ class KeepValue:
         followed /= np.float32(len(used))
         return followed
 
-    def _gather(self, layer: int) -> tuple[IndexArray, FloatArray]:
+    def _gather(self, layer: int) -> tuple[IntArray, FloatArray]:
         """The rows of pulls for the last choices of the layer and of those before it, and their trust [n, 1].
 
         A pass of many tokens chooses more than k experts: together they say as much as k.
@@ -149,7 +147,7 @@ class KeepValue:
         """[E]: the values by `features` [8, E] and the sum of pulls [E]."""
         return _rough_sigmoid(_sum_of_rows(features * self._weights[:, None]) + pulled)
 
-    def _learn(self, layer: int, used: IndexArray, now: FloatArray) -> None:
+    def _learn(self, layer: int, used: IntArray, now: FloatArray) -> None:
         """One step of the values of the last visit: towards 1 for who was `used`, towards gamma times
         the value of `now` for the others."""
         features = self._features[layer]

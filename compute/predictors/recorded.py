@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from compute.policies.future import IntArray
+from compute.arrays import IntArray
 from compute.predictors.base import Prediction, RoutingShape, check_lookahead
 from compute.predictors.ranking import Ranks, Width, most_wanted
 

@@ -6,8 +6,8 @@ one it has no answer. Knows nothing of tickets.
 
 import numpy as np
 
+from compute.arrays import IntArray
 from compute.ledger import Completion
-from compute.transports.base import IntArray
 from protocol.arena import F_GENERATION, FRAME_WORDS, GENERATION_MASK, Arena
 
 _NEVER = -1

@@ -9,11 +9,9 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
-IntArray = npt.NDArray[np.int64]
+from compute.arrays import IntArray
 
 
 @dataclass(frozen=True, slots=True)

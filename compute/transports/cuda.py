@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from compute.arrays import IntArray
 from compute.budget import Budget
 from compute.bulk_fill import fill_frames, progress_bar
 from compute.client import LoaderClient
 from compute.ledger import Completion
-from compute.transports.base import IntArray
 from compute.transports.cuda_link import CHUNK_BYTES, CudaLink
 from compute.transports.driver import Driver
 from compute.transports.ends import Frames

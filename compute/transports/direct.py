@@ -9,10 +9,11 @@ from collections.abc import Collection
 import numpy as np
 from torch import Tensor
 
+from compute.arrays import IntArray
 from compute.client import LoaderClient
 from compute.ledger import Completion
 from compute.transports.addresses import FrameAddresses
-from compute.transports.base import Arrivals, IntArray, Order
+from compute.transports.base import Arrivals, Order
 from compute.transports.staging import Staging
 from compute.transports.views import FrameViews
 from protocol.errors import ProtocolError, StoreError

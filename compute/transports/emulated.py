@@ -7,8 +7,8 @@ that a copy engine gets, over a throttled link into a RAM slot pool, and gives t
 import torch
 from torch import Tensor
 
+from compute.arrays import IntArray
 from compute.client import LoaderClient
-from compute.transports.base import IntArray
 from compute.transports.link import chunk_bytes_for
 from compute.transports.linked import LinkedTransport
 from compute.transports.staging import Staging

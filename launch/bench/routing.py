@@ -10,14 +10,12 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from compute.arrays import IntArray
 from compute.trace_file import read
-
-Index = npt.NDArray[np.int64]
 
 _CPU = torch.device("cpu")
 
@@ -29,7 +27,7 @@ class Routing:
     kept on the model's `device`; those of a single token always in one place, where a graph finds them.
     """
 
-    def __init__(self, chosen: Index, guessed: Index, device: torch.device = _CPU) -> None:
+    def __init__(self, chosen: IntArray, guessed: IntArray, device: torch.device = _CPU) -> None:
         self._told = torch.stack([torch.from_numpy(chosen), torch.from_numpy(guessed)]).to(device)
         self._one_token = self._told[:, :1].clone()
         self._now: Tensor | None = None
@@ -113,7 +111,7 @@ def recorded(
     return Routing(chosen, guess(chosen, num_experts, recall, seed), device)
 
 
-def guess(chosen: Index, num_experts: int, recall: float, seed: int) -> Index:
+def guess(chosen: IntArray, num_experts: int, recall: float, seed: int) -> IntArray:
     """`chosen` [tokens, layers, k], each expert with probability 1 - recall a wrong one instead.
 
     The wrong ones are not among the token's own and differ from each other, as far as there are any.
