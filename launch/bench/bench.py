@@ -111,7 +111,9 @@ def _tell(line: str) -> None:
 def _figures(arm: Arm, measured: _Measured, config: BenchConfig) -> Figures:
     if measured.error:
         return failed(arm.name, measured.error)
-    return figures_of(arm.name, measured.facts, measured.segments[1:], config.pp, config.tg)
+    warmed_up, *segments = measured.segments
+    link = {name: value for name, value in warmed_up.items() if name == "link_bytes_per_s"}
+    return figures_of(arm.name, measured.facts | link, segments, config.pp, config.tg)
 
 
 def _add_bounds(

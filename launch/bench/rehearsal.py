@@ -59,7 +59,6 @@ class Rehearsal:
         chosen = ("kernel", "arrangement", "stage", "policy", "predictor", "lookahead")
         named = (*chosen, "slots", "frames", "bits")
         return {
-            **self._link_facts(),
             **{name: report[name] for name in named if name in report},
             "dtype": str(self._subject.model.dtype).removeprefix("torch."),
             "threads": torch.get_num_threads(),
@@ -68,7 +67,10 @@ class Rehearsal:
         }
 
     def _link_facts(self) -> dict[str, object]:
-        """The best that a device's link does, for the bound of who offloads to it."""
+        """The best that a device's link does, for the bound of who offloads to it.
+
+        Asked in a segment and not before, when other arms may be filling their slots over the same link.
+        """
         if self._job.device != "cuda" or self._job.kind not in OFFLOADED:
             return {}
         from compute.link_probe import measure_link
@@ -77,7 +79,11 @@ class Rehearsal:
         return {"link_bytes_per_s": measure_link(CudaDriver(), _LINK_BYTES).best}
 
     def run(self, number: int) -> dict[str, object]:
-        """Segment `number`: seconds of both phases, and what the counters grew by in each."""
+        """Segment `number`: seconds of both phases, and what the counters grew by in each.
+
+        The first of them, which warms up, tells what the link can do.
+        """
+        link = {} if number else self._link_facts()
         first = number * self._length
         tokens = self._tokens[:, first : first + self._length]
 
@@ -94,6 +100,7 @@ class Rehearsal:
         decoded = run_decode(subject.model, tokens, job.pp, cache, announce)
         end_s, after = time.process_time(), subject.report()
         return {
+            **link,
             "pp_s": pp_s,
             "tg_s": decoded.seconds,
             "tg_device_s": decoded.device_s,

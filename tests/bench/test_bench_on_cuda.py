@@ -1,14 +1,15 @@
 """bench --device cuda, as far as it goes without one: what is refused, and what the arms are told."""
 
 from pathlib import Path
+from typing import cast
 
 import pytest
 from support.manifests import manifest_of
 
 from launch.bench import config as bench_config
-from launch.bench.arm_process import _environment
+from launch.bench.arm_process import ArmProcess, _environment
 from launch.bench.arms import arm_of
-from launch.bench.bench import _version
+from launch.bench.bench import _figures, _Measured, _version
 from launch.bench.config import BenchConfig
 from launch.bench.jobs import plan_jobs
 
@@ -56,3 +57,14 @@ def test_every_arm_of_ours_is_pinned_with_a_frame_for_every_expert(
 
 def test_a_report_is_written_where_sidestage_itself_is_not_installed() -> None:
     assert _version("sidestage-that-nobody-has") == "not installed" != _version("torch")
+
+
+def test_what_the_link_can_do_is_what_the_first_segment_told() -> None:
+    """Then no other arm fills its slots over it."""
+    seconds = dict.fromkeys(("pp_s", "tg_s", "pp_cpu_s", "tg_cpu_s"), 1.0)
+    segment: dict[str, object] = {**seconds, "pp": {}, "tg": {}, "peak_rss_bytes": 1}
+    told = [{**segment, "link_bytes_per_s": 5e9, "pp_s": 9.0}, segment]
+    measured = _Measured(cast(ArmProcess, None), {"slots": 8}, told)
+    figures = _figures(arm_of("offload", 1), measured, BenchConfig(pp=4, tg=4, repeat=1))
+    assert figures["link_bytes_per_s"] == 5e9 and figures["slots"] == 8
+    assert figures["pp_tokens_per_second"] == 4, "the warm-up counts"
