@@ -152,25 +152,32 @@ class Play:
         )
         self.state = torch.zeros(NUM_STATE_WORDS, dtype=torch.int64)
         self.queue: deque[InFlight] = deque()
+        #: of the next step to be launched
+        self.clock = 0
         self.num_launched = 0
         self.num_lookups = 0
         self._resolver = HostResolver()
 
     def launch(self, num_tokens: int) -> None:
         """The host launches the next layer-step, if the mailbox has a row for it."""
-        if not self.follower._has_room(self.num_launched):
+        if not self.follower._has_room(self.clock):
             return
-        layer = self.num_launched % NUM_LAYERS
+        layer = self.clock % NUM_LAYERS
         if layer == 0:
             self.follower.begun(BegunPass(num_tokens, False))
         chosen = [self.random.permutation(NUM_EXPERTS)[:TOP_K] for _ in range(num_tokens)]
         index = torch.from_numpy(np.array(chosen))
         self.num_lookups += len(index.unique())
-        step = Launched(layer, self.num_launched, num_tokens, TOP_K)
+        step = Launched(layer, self.clock, num_tokens, TOP_K)
         rows = torch.zeros(2, step.num_rows, dtype=torch.int64)
         self.queue.append(InFlight(step, index, rows[0], rows[1], self.shared.words.table))
+        self.clock += 1
         self.num_launched += 1
         self.follower.launched(step)
+
+    def break_off(self) -> None:
+        """The pass ends between its layers: the next step is another pass's first."""
+        self.clock += -self.clock % NUM_LAYERS
 
     def move(self) -> None:
         """The device does the next thing; steps follow each other as on a stream."""
@@ -251,8 +258,9 @@ def test_the_device_reads_the_expert_that_it_looked_for_in_any_order_of_events(
     num_slots: int, num_offered: int, policy: str, lookahead: int, rates: str, seed: int
 ) -> None:
     play = Play(num_slots, num_offered, policy, lookahead, seed)
-    chances = np.array(RATES[rates]) / sum(RATES[rates])
-    for event in play.random.choice(5, size=500, p=chances).tolist():
+    weights = np.array([*RATES[rates], 1])
+    chances = weights / weights.sum()
+    for event in play.random.choice(6, size=500, p=chances).tolist():
         match event:
             case 0:
                 play.launch(1)
@@ -265,6 +273,8 @@ def test_the_device_reads_the_expert_that_it_looked_for_in_any_order_of_events(
                 play.check_slots()
             case 4:
                 play.copies.land()
+            case 5:
+                play.break_off()
     play.end()
     play.check_slots()
     play.check_bytes()
@@ -299,11 +309,11 @@ def test_passes_that_are_broken_off_overwrite_no_row_that_was_not_read() -> None
     mailbox_passes = 4
     for _ in range(mailbox_passes):
         play.launch(1)
-        play.num_launched += NUM_LAYERS - 1
-    assert play.num_launched // NUM_LAYERS == mailbox_passes
+        play.break_off()
+    assert play.clock // NUM_LAYERS == mailbox_passes
     play.follower._timeout_s = 0.01
     with pytest.raises(RuntimeError, match="has not run a layer-step"):
-        play.follower.make_room(play.num_launched + NUM_LAYERS - 1)
+        play.follower.make_room(play.clock + NUM_LAYERS - 1)
 
 
 def test_a_step_is_followed_once_even_if_whoever_hears_of_it_fails() -> None:
