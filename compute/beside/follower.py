@@ -16,7 +16,7 @@ from compute.beside.lending import LendingResidency
 from compute.beside.mailbox import Mailbox, Posted
 from compute.beside.open_slots import OpenSlots
 from compute.beside.table import DeviceSlotTable
-from compute.beside.words import IN_PLACE, LANDED, PAYLOAD_MASK, REPEATED, UNKNOWN
+from compute.beside.words import IN_PLACE, LANDED, MAX_EXPERTS, PAYLOAD_MASK, REPEATED, UNKNOWN
 from compute.look_ahead import LookAhead
 from compute.patience import TIMEOUT_HINT
 from compute.rows import no_such_expert
@@ -201,7 +201,8 @@ class Follower:
     def _check(self, posted: Posted) -> None:
         for expert, found in posted.found:
             if found == UNKNOWN:
-                raise no_such_expert(expert, self._num_experts)
+                is_negative = expert >= MAX_EXPERTS // 2
+                raise no_such_expert(expert - MAX_EXPERTS * is_negative, self._num_experts)
 
     def _look_ahead(self, step: Launched, posted: Posted, keys: list[int]) -> None:
         if self._ahead is None:

@@ -72,7 +72,7 @@ def obstacle(site: Site) -> str:
         return "the policy hears the router's whole distribution, which stays on the device"
     if site.timeline is not None:
         return "a timeline shows every layer-step, so the host takes part in each"
-    if site.manifest.num_experts >= MAX_EXPERTS:
+    if site.manifest.num_experts >= MAX_EXPERTS // 2:
         return f"{site.manifest.num_experts} experts a layer are more than the mailbox can name"
     return ""
 

@@ -166,13 +166,14 @@ def test_a_device_that_does_not_read_host_memory_in_place_is_a_reason(store_none
         assert offloaded.report()["stage"] == 1
 
 
-def test_a_router_that_names_no_expert_is_an_error(store_none: Path) -> None:
+@pytest.mark.parametrize("expert", [32, -1])
+def test_a_router_that_names_no_expert_is_an_error(store_none: Path, expert: int) -> None:
     with offload_to(store_none, FakeDriver(rate=20e9), stage=2) as offloaded:
         module = offloaded.moe_layers[3].experts
         hidden, weights = torch.zeros(1, 192, dtype=torch.bfloat16), torch.ones(1, TOP_K)
         offloaded.stage.begin_pass(1, False)
-        with torch.no_grad(), pytest.raises(ModelError, match="chose expert 32 of a layer with 32"):
-            module(hidden, torch.tensor([[0, 32, 1, 2]]), weights)
+        with torch.no_grad(), pytest.raises(ModelError, match=f"chose expert {expert} of a layer with 32"):
+            module(hidden, torch.tensor([[0, expert, 1, 2]]), weights)
 
 
 def test_a_device_that_stands_still_is_an_error_that_names_the_setting(store_none: Path) -> None:
