@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from protocol import pidfd as watched
 from protocol.arena import C_PID, C_QUOTA, C_START_TIME, Arena
 from protocol.errors import RefusedError
 from protocol.messages import Report
@@ -179,6 +180,6 @@ def process_start_time(pid: int) -> int | None:
 def open_pidfd(pid: int) -> int:
     """Raises RefusedError for a process that cannot be watched."""
     try:
-        return os.pidfd_open(pid)
+        return watched.open_pidfd(pid)
     except OSError as error:
         raise RefusedError(f"process {pid} cannot be watched ({error.strerror})") from error

@@ -9,6 +9,7 @@ A completion word is `ticket << 40 | generation << 20 | frame`. *Only its own ti
 entitles a client to read a frame*: the frame table is the loader's notebook, not a promise.
 """
 
+import errno
 import fcntl
 import mmap
 import os
@@ -192,10 +193,20 @@ class Arena:
             try:
                 self._map.madvise(_MADV_POPULATE_WRITE, start, length)
             except OSError as error:
+                if (
+                    error.errno == errno.EINVAL
+                ):  # a kernel before 5.14, or a sandbox's: a full one kills there
+                    self._touch(start, length)
+                    continue
                 raise MemoryBudgetError(
                     f"the machine ran out of memory after {start / 2**30:.2f} of "
                     f"{len(self._map) / 2**30:.2f} GiB of the arena ({error}): pass a smaller --ram"
                 ) from error
+
+    def _touch(self, start: int, length: int) -> None:
+        """Write to each of these pages what it holds; nobody else has the arena yet."""
+        pages = np.frombuffer(self._map, np.uint8, length, start)[:: mmap.PAGESIZE]
+        pages |= 0
 
     def close(self) -> None:
         """Drop the views and unmap. Views handed out elsewhere keep the mapping alive until they go."""

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 from protocol.errors import SidestageError
-from protocol.pidfd import is_readable
+from protocol.pidfd import is_readable, open_pidfd
 
 STOP_TIMEOUT_S = 10.0
 
@@ -39,7 +39,7 @@ class Child:
         self.name = name
         self.pid = process.pid
         #: Readable once the child has died; valid until `close`.
-        self.pidfd = os.pidfd_open(process.pid)
+        self.pidfd = open_pidfd(process.pid)
         self._process = process
         self._ready_timeout_s = ready_timeout_s
         self._owner = os.getpid()
@@ -247,5 +247,5 @@ class Lifeline:
         except (BlockingIOError, ValueError):
             return -1  # a bare pipe, or one that has ended already: the pipe alone must tell
         if parent == os.getppid():
-            return os.pidfd_open(parent)
+            return open_pidfd(parent)
         return os.eventfd(1)  # dead already, and another process took us in: readable for ever

@@ -19,6 +19,7 @@ from protocol.codec import decode, encode
 from protocol.errors import LoaderLostError, ProtocolError, RefusedError
 from protocol.folder import DOOR_NAME, refuse_network
 from protocol.messages import PROTOCOL_VERSION, Knock, Refused, Welcome
+from protocol.pidfd import open_pidfd
 
 MAX_KNOCK_BYTES = 4096
 MAX_ANSWER_BYTES = 16384
@@ -197,7 +198,7 @@ class Admission:
     def open_pidfd(self) -> int:
         """A pidfd of the loader, the caller's to close. Raises LoaderLostError when it has died already."""
         try:
-            return os.pidfd_open(self.loader_pid)
+            return open_pidfd(self.loader_pid)
         except ProcessLookupError:
             raise LoaderLostError("the loader died while it let us in") from None
 

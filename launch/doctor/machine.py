@@ -11,6 +11,7 @@ from pathlib import Path
 from launch.doctor.finding import Finding
 from protocol.arena import available_memory_bytes
 from protocol.cgroup import MemoryGroup, tightest_memory_group
+from protocol.pidfd import open_pidfd
 from protocol.units import format_size
 
 _LEAST_MEMORY = 2 * 2**30
@@ -146,7 +147,7 @@ def _probe_eventfd() -> None:
 
 
 def _probe_pidfd() -> None:
-    os.close(os.pidfd_open(os.getpid()))
+    os.close(open_pidfd(os.getpid()))
 
 
 def _probe_passing() -> None:
