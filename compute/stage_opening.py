@@ -13,7 +13,7 @@ from compute.devices import Devices
 from compute.discovery import MoeLayer
 from compute.look_ahead import LookAhead, gate_in
 from compute.opening import Way
-from compute.policies.base import CacheShape
+from compute.policies.base import CacheShape, EvictionPolicy
 from compute.predictors.base import Predictor, RoutingShape
 from compute.prefetch import PrefetchPlanner
 from compute.residency import Residency
@@ -49,9 +49,7 @@ def open_stage(
 ) -> OpenedStage:
     """Raises DriverError when a device refuses page-locked memory for stages 2 and 3."""
     num_slots = way.transport.num_slots
-    policy = policies.named(
-        settings.policy, CacheShape(manifest.num_layers, manifest.num_experts, manifest.top_k, num_slots)
-    )
+    policy = _open_policy(manifest, settings, num_slots)
     kernel, reason = devices.choose_kernel(manifest.layout, str(driver.device) if driver else "cpu")
     _log.info("kernel %s: %s", kernel.name, reason)
     predictor = _open_predictor(manifest, layers, settings)
@@ -77,6 +75,14 @@ def open_stage(
     if ground:
         stage.beside = open_beside(ground, stage, look_ahead, devices.resolver())
     return OpenedStage(stage, settings.stage if ground else 1, notices)
+
+
+def _open_policy(manifest: Manifest, settings: Settings, num_slots: int) -> EvictionPolicy:
+    """What was asked for; but where every expert has a slot nobody leaves: of ours the cheapest will do."""
+    shape = CacheShape(manifest.num_layers, manifest.num_experts, manifest.top_k, num_slots)
+    asked = policies.named(settings.policy, shape)
+    is_ours = settings.policy.partition("+")[0] in policies.KNOWN
+    return policies.named("lru", shape) if is_ours and num_slots == manifest.num_keys else asked
 
 
 def _open_ground(

@@ -22,6 +22,8 @@ from support.tiny_stores import make_tiny_store, prompt
 
 from compute import Offloaded, offload
 from compute.loader_process import OwnedLoader, start_loader
+from compute.policies.lru import Lru
+from compute.policies.reuse_distance import ReuseDistance
 from protocol.errors import (
     LoaderLostError,
     MemoryBudgetError,
@@ -124,6 +126,16 @@ def test_it_unpacks_into_model_and_tokenizer(olmoe: tuple[Path, Path]) -> None:
     assert type(model) is transformers.OlmoeForCausalLM
     assert tokenizer is None
     offloaded.close()
+
+
+def test_where_every_expert_has_a_slot_the_cheapest_policy_keeps_the_books(olmoe: tuple[Path, Path]) -> None:
+    with offload(olmoe[1]) as offloaded:
+        assert type(offloaded.stage._residency.policy) is Lru
+        assert offloaded.report()["policy"] == "reuse-distance"
+    with offload(olmoe[1], slots=5) as offloaded:
+        assert type(offloaded.stage._residency.policy) is ReuseDistance
+    with pytest.raises(ValueError, match='policy "lfu" has no option "speed"'):
+        offload(olmoe[1], policy="lfu+speed=3")
 
 
 def test_the_report_holds_every_word_of_the_contract(olmoe: tuple[Path, Path]) -> None:
