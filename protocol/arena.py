@@ -193,9 +193,8 @@ class Arena:
             try:
                 self._map.madvise(_MADV_POPULATE_WRITE, start, length)
             except OSError as error:
-                if (
-                    error.errno == errno.EINVAL
-                ):  # a kernel before 5.14, or a sandbox's: a full one kills there
+                # A kernel before 5.14, or a sandbox's, does not know it: a machine that is full kills there.
+                if error.errno == errno.EINVAL:
                     self._touch(start, length)
                     continue
                 raise MemoryBudgetError(
