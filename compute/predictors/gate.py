@@ -70,7 +70,7 @@ class GateLookahead:
         from compute.beside.device_ranks import rank_on_device
 
         return [
-            (target, rank_on_device(logits.float(), index, self._width.of(index.shape[1], logits.shape[1])))
+            (target, rank_on_device(logits.float(), index, self.num_named(index.shape[1], logits.shape[1])))
             for target, logits, index in self._ask_after(layer, None)
         ]
 
@@ -129,11 +129,11 @@ class GateLookahead:
     def _wanted(self, logits: Tensor, index: Tensor) -> list[int]:
         if len(index) > 1:
             return most_wanted(self._rank(logits, index))
-        num_named = self._width.of(index.shape[1], logits.shape[1])
+        num_named = self.num_named(index.shape[1], logits.shape[1])
         return rank_one(logits[0].tolist(), index[0].tolist(), num_named)
 
     def _rank(self, logits: Tensor, index: Tensor) -> Ranks:
-        num_named = self._width.of(index.shape[1], logits.shape[1])
+        num_named = self.num_named(index.shape[1], logits.shape[1])
         return rank(logits.float().numpy(force=True), index.numpy(force=True), num_named)
 
 
